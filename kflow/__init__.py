@@ -1,0 +1,1 @@
+"""K-Flow: flow matching along the K-amplitude."""
