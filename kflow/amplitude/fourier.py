@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from kflow.amplitude.decomposition import KAmplitude, radial_cuts
+from kflow.amplitude.decomposition import KAmplitude, image_shape, radial_cuts
 
 
 class Fourier(KAmplitude):
@@ -22,20 +23,15 @@ class Fourier(KAmplitude):
         bands: number of bands.
         cuts: bands − 1 rising fractions of k_max; equally spaced if not given (the paper's cut at k_max/2 for two).
 
-    Raises:
-        ValueError: impossible cuts, or a band that holds no frequency of the lattice.
+    Raises ValueError for impossible cuts, or a band that holds no frequency of the lattice.
     """
 
     def __init__(self, shape: Sequence[int], bands: int = 2, cuts: Sequence[float] | None = None):
-        _, height, width = shape
-        rows = torch.fft.fftfreq(height, 1 / height).long()[:, None] * width
-        columns = torch.fft.fftfreq(width, 1 / width).long()[None, :] * height
-        radius = rows**2 + columns**2
-        corner = (height // 2 * width) ** 2 + (width // 2 * height) ** 2
-        index = sum(
-            (c.denominator**2 * radius >= c.numerator**2 * corner).long() for c in radial_cuts(bands, cuts)
-        )
-        super().__init__(shape, bands, torch.zeros_like(radius)[None] + index)
+        _, height, width = image_shape(shape)
+        rows, columns = (torch.fft.fftfreq(n, 1 / n).round().long() * (height * width // n) for n in (height, width))
+        radius = rows[:, None] ** 2 + columns**2
+        ends = [math.ceil(cut**2 * int(radius.max())) for cut in radial_cuts(bands, cuts)]
+        super().__init__(shape, bands, torch.bucketize(radius, torch.tensor(ends).long(), right=True)[None])
 
     def analyse(self, x: Tensor) -> Tensor:
         """Orthonormal 2-D FFT: (batch, channel, height, width), complex."""
@@ -44,9 +40,9 @@ class Fourier(KAmplitude):
     def synthesise(self, coefficients: Tensor) -> Tensor:
         return torch.fft.ifft2(coefficients, norm="ortho").real
 
-    def _reweight(self, x: Tensor, weights: Tensor) -> Tensor:
-        # Weights are even in k, so half of the spectrum is enough.
-        base, last = self._base(x, weights)
-        half = self.band_index[..., : x.shape[-1] // 2 + 1]
-        coefficients = torch.fft.rfft2(x) * (weights - last)[..., half]
-        return base + torch.fft.irfft2(coefficients, s=x.shape[-2:])
+    def _low_pass(self, x: Tensor) -> Iterable[Tensor]:
+        # Bands are even in k, so half of the spectrum is enough, and each low-pass holds the next one. One axis at a
+        # time is faster than rfft2 on the CPU.
+        index, spectrum = self.band_index[0, :, : self.shape[2] // 2 + 1], torch.fft.fft(torch.fft.rfft(x), dim=-2)
+        for band in reversed(range(self.bands - 1)):
+            yield torch.fft.irfft2(spectrum.mul_((index <= band).to(x)), s=self.shape[1:])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import ptwt
@@ -11,49 +12,35 @@ import pywt
 import torch
 from torch import Tensor
 
-from kflow.amplitude.decomposition import Nested
-
-BOUNDARIES = ("periodization", "orthogonalized")
+from kflow.amplitude.decomposition import KAmplitude, image_shape, orthonormal
 
 
-class Pyramid(Nested):
+class Pyramid(KAmplitude):
     """A separable multi-level orthonormal transform, given by its matrix along one axis of n values.
 
     Level j turns the approximation of level j − 1 into approximation and details, along rows and columns. ``levels``
     levels make levels + 1 bands: band 0 is the coarsest approximation, the last band the finest details (all three
     orientations). Coefficients stand in the usual pyramid layout, the approximation in the top left corner.
-
-    Args:
-        shape: (channel, height, width).
-        levels: number of levels, at least 1.
-        matrix: n ↦ the orthonormal (n, n) matrix of one level; its upper n/2 rows are the low-pass filters.
-
-    Raises:
-        ValueError: height or width is not divisible by 2^levels, or a matrix is not orthonormal to 1e-5.
+    ``matrix`` maps n to the orthonormal (n, n) matrix of one level, whose upper n/2 rows are the low-pass filters.
     """
 
     def __init__(self, shape: Sequence[int], levels: int, matrix: Callable[[int], Tensor]):
-        _, height, width = shape
+        _, height, width = image_shape(shape)
         if levels < 1:
             raise ValueError(f"levels is {levels}, allowed is 1 or more")
         if height % 2**levels or width % 2**levels:
-            raise ValueError(
-                f"size is {height}×{width}, {levels} level(s) take heights and widths divisible by {2**levels}"
-            )
-        self.levels = levels
-        index = torch.full((1, height, width), levels)
-        matrices = {}
+            raise ValueError(f"size is {height}×{width}, allowed are multiples of {2**levels} for {levels} level(s)")
+        self.levels, matrices = levels, {}
         for axis, size in (("rows", height), ("columns", width)):
             low = torch.eye(size, dtype=torch.float64)
             for level in range(levels):
-                step = matrix(size >> level).double()
-                error = (step @ step.T - torch.eye(len(step), dtype=step.dtype)).abs().max()
-                if error > 1e-5:
-                    raise ValueError(f"the transform at size {len(step)} is orthonormal to {error:.1e} only, not 1e-5")
+                left, _, right = torch.linalg.svd(matrix(size >> level))
+                step = left @ right  # the nearest orthonormal matrix: some filters are given to few digits
                 low = step[: len(step) // 2] @ low
                 matrices[f"{axis} {level}"] = step
                 # The projector on the approximation space: two small products do what an inverse transform would.
                 matrices[f"low {axis} {level}"] = low.T @ low
+        index = torch.full((1, height, width), levels)
         for level in range(1, levels + 1):
             index[:, : height >> level, : width >> level] = levels - level
         super().__init__(shape, levels + 1, index, matrices)
@@ -73,11 +60,9 @@ class Pyramid(Nested):
             block.copy_(self._matrix(f"rows {level}", result).T @ block @ self._matrix(f"columns {level}", result))
         return result
 
-    def _low_pass(self, x: Tensor) -> list[Tensor]:
-        return [
-            self._matrix(f"low rows {level}", x) @ (x @ self._matrix(f"low columns {level}", x))
-            for level in reversed(range(self.levels))
-        ]
+    def _low_pass(self, x: Tensor) -> Iterable[Tensor]:
+        for level in range(self.levels):
+            yield self._matrix(f"low rows {level}", x) @ (x @ self._matrix(f"low columns {level}", x))
 
 
 class Wavelet(Pyramid):
@@ -87,27 +72,21 @@ class Wavelet(Pyramid):
         shape: (channel, height, width).
         wavelet: a discrete wavelet's name in PyWavelets, such as ``db6``, ``haar``, ``sym4``, ``coif2``.
         levels: number of levels; levels + 1 bands (the paper: one or two).
-        boundary: ``periodization`` (PyWavelets' mode of that name) or ``orthogonalized`` (ptwt's boundary-adapted
-            ``MatrixWavedec2``: filters at the border are shortened and made orthonormal again).
+        boundary: ``periodization`` (PyWavelets' mode) or ``orthogonalized`` (ptwt's ``MatrixWavedec2``, whose filters
+            are cut at the border and made orthonormal again).
 
-    Raises:
-        ValueError: an unknown wavelet, one whose transform is not orthonormal to 1e-5 (biorthogonal ones, ``dmey``),
-            an unknown boundary, or a size that the levels do not take.
+    Raises ValueError for an unknown wavelet or boundary, a wavelet whose transform is not orthonormal to 1e-5
+    (biorthogonal ones, ``dmey``), or a size that the levels do not take.
     """
 
-    def __init__(
-        self, shape: Sequence[int], wavelet: str = "db6", levels: int = 1, boundary: str = "periodization"
-    ):
+    def __init__(self, shape: Sequence[int], wavelet: str = "db6", levels: int = 1, boundary: str = "periodization"):
         if wavelet not in pywt.wavelist(kind="discrete"):
             raise ValueError(f"wavelet is {wavelet!r}, allowed are PyWavelets' orthonormal discrete ones: db6, haar, …")
-        if boundary not in BOUNDARIES:
-            raise ValueError(f"boundary is {boundary!r}, allowed are {', '.join(BOUNDARIES)}")
+        make = {"periodization": periodized_matrix, "orthogonalized": orthogonalized_matrix}.get(boundary)
+        if make is None:
+            raise ValueError(f"boundary is {boundary!r}, allowed are periodization, orthogonalized")
+        super().__init__(shape, levels, lambda n: orthonormal(make(wavelet, n), f"wavelet {wavelet!r}"))
         self.wavelet, self.boundary = wavelet, boundary
-        make = periodized_matrix if boundary == "periodization" else orthogonalized_matrix
-        try:
-            super().__init__(shape, levels, lambda n: make(wavelet, n))
-        except ValueError as error:
-            raise ValueError(f"wavelet {wavelet!r}, boundary {boundary!r}: {error}") from None
 
 
 class Meyer(Pyramid):
@@ -115,43 +94,33 @@ class Meyer(Pyramid):
 
     The low-pass filter is :math:`\sqrt2\,\hat\phi(2\omega)` with :math:`\hat\phi` of Eq. 21 and Meyer's connection
     function ν(t) = t⁴(35 − 84t + 70t² − 20t³) in place of the paper's ν(t) = t; the high-pass filter is its quadrature
-    mirror, which supplies the octave and the phase that Eq. 23 leaves out.
-
-    Args:
-        shape: (channel, height, width).
-        levels: number of levels; levels + 1 bands.
+    mirror, which supplies the octave and the phase that Eq. 23 leaves out. Arguments as for :class:`Wavelet`.
     """
 
     def __init__(self, shape: Sequence[int], levels: int = 1):
         super().__init__(shape, levels, meyer_matrix)
 
 
-def connection(t: Tensor) -> Tensor:
-    """Meyer's connection function, from 0 to 1 on [0, 1] with three vanishing derivatives at both ends."""
-    t = t.clamp(0, 1)
-    return t**4 * (35 + t * (-84 + t * (70 - 20 * t)))
-
-
 def periodized_matrix(wavelet: str, n: int) -> Tensor:
     """One level of PyWavelets' ``periodization`` transform as an (n, n) matrix, low-pass rows first."""
-    low, high = pywt.dwt(np.eye(n), wavelet, mode="periodization", axis=0)
-    return torch.from_numpy(np.concatenate([low, high]))
+    return torch.from_numpy(np.concatenate(pywt.dwt(np.eye(n), wavelet, mode="periodization", axis=0)))
 
 
 def orthogonalized_matrix(wavelet: str, n: int) -> Tensor:
     """One level of ptwt's boundary-adapted transform as an (n, n) matrix, low-pass rows first."""
     if n < pywt.Wavelet(wavelet).dec_len:
-        raise ValueError(f"size {n} is shorter than the filter; allowed are sizes from {pywt.Wavelet(wavelet).dec_len}")
-    return ptwt.matmul_transform.construct_boundary_a(wavelet, n, dtype=torch.float64).to_dense()
+        raise ValueError(f"size {n} is too short for {wavelet!r}, allowed is {pywt.Wavelet(wavelet).dec_len} or more")
+    with warnings.catch_warnings():  # torch calls its sparse matrices, which ptwt builds this one from, a beta
+        warnings.filterwarnings("ignore", "Sparse", UserWarning)
+        return ptwt.matmul_transform.construct_boundary_a(wavelet, n, dtype=torch.float64).to_dense()
 
 
 def meyer_matrix(n: int) -> Tensor:
     """One level of the Meyer transform on n periodic samples as an (n, n) matrix, low-pass rows first."""
     omega = 2 * math.pi * torch.fft.fftfreq(n, dtype=torch.float64)
-    # φ̂(2ω) of Eq. 21, whose two branches are one cosine of the connection function.
-    response = math.sqrt(2) * torch.cos(math.pi / 2 * connection(3 * omega.abs() / math.pi - 1))
+    # φ̂(2ω) of Eq. 21, whose two branches are one cosine of Meyer's connection function.
+    t = (3 * omega.abs() / math.pi - 1).clamp(0, 1)
+    response = math.sqrt(2) * torch.cos(math.pi / 2 * t**4 * (35 + t * (-84 + t * (70 - 20 * t))))
     low = torch.fft.ifft(response).real
-    mirrored = response.roll(n // 2)  # the response at ω + π
-    high = torch.fft.ifft(torch.exp(-1j * omega) * mirrored).real
-    rows = [torch.stack([taps.roll(2 * shift) for shift in range(n // 2)]) for taps in (low, high)]
-    return torch.cat(rows)
+    high = torch.fft.ifft(torch.exp(-1j * omega) * response.roll(n // 2)).real  # response at ω + π
+    return torch.stack([taps.roll(2 * shift) for taps in (low, high) for shift in range(n // 2)])

@@ -15,9 +15,9 @@ class KFlow(nn.Module):
     r"""A velocity field v_θ(Ψ, k), the model that Algorithm 1 trains.
 
     What the network's output means is a choice. ``velocity`` is the paper's: the output is v. With ``displacement`` the
-    output is δ̂, an estimate of data − noise in every band that is not finished; then :math:`v = \sum_b w_b' P_b \hat\delta`
-    lies exactly in the active bands, and :math:`\Psi + \sum_b (1 - w_b) P_b \hat\delta` is the posterior mean of the
-    finished sample at every k.
+    output is δ̂, an estimate of data − noise in every band that is not finished; then
+    :math:`v = \sum_b w_b' P_b \hat\delta` lies exactly in the active bands, and
+    :math:`\Psi + \sum_b (1 - w_b) P_b \hat\delta` is the posterior mean of the finished sample at every k.
 
     Args:
         network: called as ``network(state, k, weights, labels)`` with state (batch, *shape), k (batch,), the band
@@ -28,7 +28,7 @@ class KFlow(nn.Module):
         loss_bands: ``all``, or ``active``: the loss counts only the bands that move at k (C.4).
 
     Raises:
-        ValueError: another output or loss_bands.
+        ValueError: another output or loss_bands, or ``active`` with ``displacement``.
     """
 
     def __init__(self, network: nn.Module, path: Path, output: str = "velocity", loss_bands: str = "all"):
@@ -37,6 +37,8 @@ class KFlow(nn.Module):
             raise ValueError(f"output is {output!r}, allowed are {', '.join(OUTPUTS)}")
         if loss_bands not in ("all", "active"):
             raise ValueError(f"loss_bands is {loss_bands!r}, allowed are all, active")
+        if output == "displacement" and loss_bands == "active":
+            raise ValueError("loss_bands is 'active', with output 'displacement' allowed is all: waiting bands need it")
         self.network, self.path, self.output, self.loss_bands = network, path, output, loss_bands
 
     def loss(self, data: Tensor, noise: Tensor, k: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -52,7 +54,7 @@ class KFlow(nn.Module):
         """
         state, velocity = self.path.sample(data, noise, k)
         weights, rates = self.path.schedule(k)
-        output = self.network(state, k, weights, labels).to(data.dtype)
+        output = self.predict(state, k, labels)
         if self.output == "velocity":
             error, counted = output - velocity, rates > 0
         else:
@@ -71,8 +73,13 @@ class KFlow(nn.Module):
             k: (batch,).
             labels: (batch,) or None for the unconditional output.
             guidance_scale: ω; 1 is plain conditional sampling, 0 unconditional.
+
+        Raises:
+            ValueError: k outside [0, 1], or not one k for each sample.
         """
-        weights = self.path.schedule(k)[0]
+        if k.shape != state.shape[:1]:
+            raise ValueError(f"k has shape {tuple(k.shape)}, allowed is {tuple(state.shape[:1])}, one for each sample")
+        weights = self.path.schedule(check_k(k))[0]
         if labels is None or guidance_scale == 1.0:
             return self.network(state, k, weights, labels).to(state.dtype)
         both = torch.cat([torch.full_like(labels, self.network.null_label), labels])
@@ -81,12 +88,8 @@ class KFlow(nn.Module):
         return (1 - guidance_scale) * free + guidance_scale * guided
 
     def velocity(self, state: Tensor, k: Tensor, labels: Tensor | None = None, guidance_scale: float = 1.0) -> Tensor:
-        """v_θ(Ψ, k) = dΨ/dk, (batch, *shape); arguments as for :meth:`predict`.
-
-        Raises:
-            ValueError: k outside [0, 1].
-        """
-        output = self.predict(state, check_k(k), labels, guidance_scale)
+        """v_θ(Ψ, k) = dΨ/dk, (batch, *shape); arguments and errors as for :meth:`predict`."""
+        output = self.predict(state, k, labels, guidance_scale)
         if self.output == "velocity":
             return output
         return self.path.decomposition.reweight(output, self.path.schedule(k)[1])
@@ -103,11 +106,11 @@ class KFlow(nn.Module):
         """The exact step of a constant displacement, Σ_b (w_b(end) − w_b(start)) P_b δ̂, with δ̂ asked at k = ask.
 
         Raises:
-            ValueError: the output is not ``displacement``.
+            ValueError: the output is not ``displacement``, or a k outside [0, 1].
         """
         if self.output != "displacement":
             raise ValueError(f"the band increment needs output 'displacement', this model's is {self.output!r}")
-        moved = self.path.schedule(end)[0] - self.path.schedule(start)[0]
+        moved = self.path.schedule(check_k(end))[0] - self.path.schedule(check_k(start))[0]
         return self.path.decomposition.reweight(self.predict(state, ask, labels, guidance_scale), moved)
 
     def preview(self, state: Tensor, k: Tensor, labels: Tensor | None = None, guidance_scale: float = 1.0) -> Tensor:

@@ -7,20 +7,23 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from kflow.flow.model import KFlow
 from kflow.flow.path import Path
+from kflow.flow.schedule import check_k
 
 
-class Oracle(ABC):
-    """E[δ | Ψ_k], δ = data − noise, in closed form; it stands where :class:`kflow.flow.KFlow` stands in sampling.
+class Oracle(KFlow, ABC):
+    """E[δ | Ψ_k], δ = data − noise, in closed form: a :class:`kflow.flow.KFlow` without error.
+
+    Its velocity, Σ_b w_b' P_b E[δ | Ψ_k] = E[dΨ_k/dk | Ψ_k], is what training tends to (Eq. 10); its loss is the
+    part that no network removes. Computed in float64.
 
     Args:
         path: the path whose velocity is asked for.
     """
 
-    output = "displacement"
-
     def __init__(self, path: Path):
-        self.path = path
+        super().__init__(None, path, output="displacement")
 
     @abstractmethod
     def displacement(self, state: Tensor, k: Tensor) -> Tensor:
@@ -28,20 +31,15 @@ class Oracle(ABC):
 
     @abstractmethod
     def log_density(self, state: Tensor, k: Tensor) -> Tensor:
-        """log p_k(state), (batch,), up to a constant that depends on k alone. Differentiable: its gradient is the score."""
+        """log p_k(state), (batch,), up to a constant that depends on k alone; its gradient is the score."""
 
     def predict(self, state: Tensor, k: Tensor, labels: None = None, guidance_scale: float = 1.0) -> Tensor:
-        """:meth:`displacement`, under the name and with the arguments that a solver uses; labels are ignored."""
-        return self.displacement(state, k)
+        """:meth:`displacement`, under the name and with the arguments that a solver uses; labels are ignored.
 
-    def velocity(self, state: Tensor, k: Tensor, labels: None = None, guidance_scale: float = 1.0) -> Tensor:
-        """E[dΨ_k/dk | Ψ_k = state] = Σ_b w_b' P_b E[δ | Ψ_k]: what training tends to (Eq. 10)."""
-        return self.path.decomposition.reweight(self.displacement(state, k), self.path.schedule(k)[1])
-
-    def increment(self, state, start, end, ask, labels=None, guidance_scale: float = 1.0) -> Tensor:
-        """The exact band step, as :meth:`kflow.flow.KFlow.increment`."""
-        moved = self.path.schedule(end)[0] - self.path.schedule(start)[0]
-        return self.path.decomposition.reweight(self.displacement(state, ask), moved)
+        Raises:
+            ValueError: k outside [0, 1].
+        """
+        return self.displacement(state, check_k(k))
 
     def score(self, state: Tensor, k: Tensor) -> Tensor:
         """∇ log p_k(state), (batch, *shape), by automatic differentiation."""
@@ -64,13 +62,14 @@ class GaussianOracle(Oracle):
 
     def __init__(self, mean: Tensor, covariance: Tensor, path: Path):
         super().__init__(path)
-        self.mean, self.covariance = mean.flatten(), covariance
+        self.register_buffer("mean", mean.flatten().double())
+        self.register_buffer("covariance", covariance.double())
 
     def _moments(self, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """W (D, D), the mean W m (D,) and S (D, D), all at one k."""
         size = self.mean.numel()
-        basis = torch.eye(size, dtype=self.mean.dtype, device=self.mean.device)
-        weights = self.path.schedule(k.to(basis).reshape(1))[0]
+        basis = torch.eye(size).to(self.mean)
+        weights = self.path.schedule(k.reshape(1))[0]
         w = self.path.decomposition.reweight(
             basis.view(size, *self.path.decomposition.shape), weights.expand(size, -1)
         ).flatten(1)
@@ -81,20 +80,19 @@ class GaussianOracle(Oracle):
         for value in k.unique():
             chosen = k == value
             w, mean, s = self._moments(value)
-            yield chosen, w, s, state[chosen].flatten(1) - mean
+            yield chosen, w, torch.linalg.pinv(s, hermitian=True), state[chosen].flatten(1) - mean
 
     def displacement(self, state: Tensor, k: Tensor) -> Tensor:
         result = torch.empty_like(state)
-        for chosen, w, s, deviation in self._each_k(state, k):
-            gain = (self.covariance @ w - torch.eye(len(w)).to(w) + w) @ torch.linalg.pinv(s, hermitian=True)
-            result[chosen] = (self.mean + deviation @ gain.T).view(-1, *state.shape[1:])
+        for chosen, w, inverse, deviation in self._each_k(state, k):
+            gain = (self.covariance @ w - torch.eye(len(w)).to(w) + w) @ inverse
+            result[chosen] = (self.mean + deviation @ gain.T).view(-1, *state.shape[1:]).to(state)
         return result
 
     def log_density(self, state: Tensor, k: Tensor) -> Tensor:
         result = state.new_zeros(len(state))
-        for chosen, _, s, deviation in self._each_k(state, k):
-            values = -0.5 * (deviation @ torch.linalg.pinv(s, hermitian=True) * deviation).sum(1)
-            result = result.masked_scatter(chosen, values)
+        for chosen, _, inverse, deviation in self._each_k(state, k):
+            result = result.masked_scatter(chosen, -0.5 * (deviation @ inverse * deviation).sum(1).to(state))
         return result
 
 
@@ -104,7 +102,8 @@ class PointsOracle(Oracle):
     With s_b = σ²w_b² + (1 − w_b)² and p_i ∝ exp(−½ Σ_b ‖P_b(Ψ − w_b x_i)‖²/s_b):
     E[δ | Ψ] = Σ_i p_i Σ_b P_b[x_i + (σ²w_b − (1 − w_b))/s_b · (Ψ − w_b x_i)].
 
-    σ = 0 is a limit: a band that is finished keeps only the points that are nearest there.
+    σ = 0 is a limit: a band that is finished keeps only the points that are nearest there. It is taken as σ = 10⁻⁶, so
+    that rounding doesn't separate points that are equally near.
 
     Args:
         points: (N, *shape).
@@ -117,41 +116,31 @@ class PointsOracle(Oracle):
 
     def __init__(self, points: Tensor, path: Path, blur: float = 0.0):
         super().__init__(path)
-        if blur < 0:
+        if not blur >= 0:
             raise ValueError(f"blur is {blur}, allowed is 0 or more")
-        self.points, self.blur = points, blur
-        self._split = path.decomposition.split(points)
+        self.blur = max(blur, 1e-6)
+        self.register_buffer("points", points.double())
+        self.register_buffer("parts", path.decomposition.split(self.points).flatten(2))
 
-    def _variances(self, k: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        weights = self.path.schedule(k.to(like.dtype))[0]
+    def _variances(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """w_b and s_b, (batch, B) each."""
+        weights = self.path.schedule(k)[0].double()
         return weights, self.blur**2 * weights**2 + (1 - weights) ** 2
 
     def _log_likelihood(self, state: Tensor, k: Tensor) -> Tensor:
         """−½ Σ_b ‖P_b(Ψ − w_b x_i)‖²/s_b, (batch, N)."""
-        weights, variances = self._variances(k, state)
-        # In a finished band without blur the variance is 0; so small a value makes the nearest points win by far.
-        floor = torch.finfo(state.dtype).eps ** 2
-        total = state.new_zeros(len(state), len(self.points))
-        for band, (part, points) in enumerate(
-            zip(self.path.decomposition.split(state), self._split.to(state), strict=True)
-        ):
-            weight = weights[:, band, None]
-            part, points = part.flatten(1), points.flatten(1)
-            distance = part.square().sum(1, keepdim=True) - 2 * weight * (part @ points.T)
-            distance = distance + weight**2 * points.square().sum(1)
-            total = total - 0.5 * distance.clamp(min=0) / variances[:, band, None].clamp(min=floor)
-        return total
+        weights, variances = (v.T[..., None] for v in self._variances(k))
+        parts = self.path.decomposition.split(state.double()).flatten(2)
+        distance = parts.square().sum(2, keepdim=True) - 2 * weights * (parts @ self.parts.mT)
+        distance = distance + weights**2 * self.parts.square().sum(2)[:, None]
+        return -0.5 * (distance / variances).sum(0)
 
     def displacement(self, state: Tensor, k: Tensor) -> Tensor:
-        weights, variances = self._variances(k, state)
-        mean = torch.tensordot(self._log_likelihood(state, k).softmax(1), self.points.to(state), 1)
-        # Σ_i p_i P_b x_i + gain_b (P_b Ψ − w_b Σ_i p_i P_b x_i); a finished band without blur has no use for the gain.
-        tiny = torch.finfo(state.dtype).tiny
-        gain = torch.where(
-            variances > tiny, (self.blur**2 * weights - (1 - weights)) / variances.clamp(min=tiny), 0 * weights
-        )
+        weights, variances = self._variances(k)
+        gain = (self.blur**2 * weights - (1 - weights)) / variances
         reweight = self.path.decomposition.reweight
-        return reweight(mean, 1 - gain * weights) + reweight(state, gain)
+        mean = torch.tensordot(self._log_likelihood(state, k).softmax(1), self.points, 1)
+        return (mean + reweight(state - reweight(mean, weights), gain)).to(state)
 
     def log_density(self, state: Tensor, k: Tensor) -> Tensor:
-        return self._log_likelihood(state, k).logsumexp(1)
+        return self._log_likelihood(state, k).logsumexp(1).to(state)

@@ -30,7 +30,7 @@ class Path(nn.Module):
         super().__init__()
         if decomposition.bands != schedule.bands:
             raise ValueError(
-                f"the decomposition has {decomposition.bands} bands and the schedule {schedule.bands}: allowed are equal"
+                f"the decomposition has {decomposition.bands} bands, the schedule {schedule.bands}: allowed are equal"
             )
         self.decomposition, self.schedule = decomposition, schedule
 

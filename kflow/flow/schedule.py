@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -75,7 +76,8 @@ def cubic(t: Tensor) -> tuple[Tensor, Tensor]:
 
 def meyer(t: Tensor) -> tuple[Tensor, Tensor]:
     """Meyer's connection function t⁴(35 − 84t + 70t² − 20t³) and its derivative 140 t³(1 − t)³ (after Eq. 18)."""
-    return t**4 * (35 + t * (-84 + t * (70 - 20 * t))), 140 * (t * (1 - t)) ** 3
+    s = 1 - t  # in powers of s the polynomial has no cancellation: 35 − 84t + 70t² − 20t³ = 1 + 4s + 10s² + 20s³
+    return t**4 * (1 + s * (4 + s * (10 + s * 20))), 140 * (t * s) ** 3
 
 
 def ramp(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +92,7 @@ class HardBump(Schedule):
     """One band after the other: band b moves alone, in its interval (Eq. 8, 15, 16, 18).
 
     Inside [k_b, k_{b+1}), t = (k − k_b)/(k_{b+1} − k_b) and w_b is the connection function of t; 0 before, 1 after.
-    The rate carries the factor 1/(k_{b+1} − k_b).
+    The rate carries the factor 1/(k_{b+1} − k_b); the last interval is closed, so that the rate at k = 1 is its limit.
 
     Args:
         bands: number of bands.
@@ -113,18 +115,17 @@ class HardBump(Schedule):
         if connection not in CONNECTIONS:
             raise ValueError(f"connection is {connection!r}, allowed are {', '.join(CONNECTIONS)}")
         self.bands, self.order, self.connection = bands, order, connection
-        self.starts, self.lengths = band_intervals(bands, intervals, order)
+        self.starts, self.ends = band_intervals(bands, intervals, order)
         self.joins = tuple(sorted(self.starts)[1:])
 
     def __call__(self, k: Tensor) -> tuple[Tensor, Tensor]:
-        starts, lengths = k.new_tensor(self.starts), k.new_tensor(self.lengths)
-        t = (k[:, None] - starts) / lengths
-        active = (t >= 0) & (t < 1)
-        t = t.clamp(0, 1)
-        # The last interval ends at 1 exactly, whatever the rounding of its start and length.
-        t = torch.where(k[:, None] >= 1, torch.ones_like(t), t)
+        # A band ends where the next one starts, to the bit in every dtype: two bands never move at once.
+        starts, ends = k.new_tensor(self.starts), k.new_tensor(self.ends)
+        k = k[:, None]
+        t = ((k - starts) / (ends - starts)).clamp(0, 1)
         weights, rates = CONNECTIONS[self.connection](t)
-        return weights, torch.where(active, rates / lengths, torch.zeros_like(rates))
+        active = (k >= starts) & ((k < ends) | (ends == 1))
+        return weights.clamp(max=1), torch.where(active, rates / (ends - starts), 0.0)
 
 
 class SoftBump(Schedule):
@@ -137,7 +138,7 @@ class SoftBump(Schedule):
     Args:
         bands: number of bands.
         width: β, positive; the paper's b.
-        degree: n, a whole number ≥ 1; the larger, the sharper.
+        degree: n, a whole number from 1 to 1000; the larger, the sharper.
         intervals, order: as for :class:`HardBump`.
 
     Raises:
@@ -152,51 +153,54 @@ class SoftBump(Schedule):
         intervals: Sequence[float] | None = None,
         order: str = "low-to-high",
     ):
-        if not width > 0:
+        if not 0 < width < math.inf:
             raise ValueError(f"width is {width}, allowed are positive numbers")
-        if degree != int(degree) or not 1 <= degree <= 20:
-            raise ValueError(f"degree is {degree}, allowed are whole numbers from 1 to 20")
+        if not 1 <= degree <= 1000 or degree != int(degree):
+            raise ValueError(f"degree is {degree}, allowed are whole numbers from 1 to 1000")
         self.bands, self.width, self.degree, self.order = bands, width, int(degree), order
-        starts, lengths = band_intervals(bands, intervals, order)
-        self.centres = [start + length / 2 for start, length in zip(starts, lengths, strict=True)]
-        ends = (end for centre in self.centres for end in (centre - width, centre + width))
-        self.joins = tuple(sorted({round(end, 12) for end in ends if 0 < end < 1}))
+        self.centres = [(start + end) / 2 for start, end in zip(*band_intervals(bands, intervals, order), strict=True)]
+        ends = {round(centre + side, 12) for centre in self.centres for side in (-width, width)}
+        self.joins = tuple(sorted(end for end in ends if 0 < end < 1))
 
     def __call__(self, k: Tensor) -> tuple[Tensor, Tensor]:
         # float64, on the CPU where a device has none.
         exact = k.to("cpu" if k.device.type == "mps" else k.device, torch.float64)
         centres = exact.new_tensor(self.centres)
-        start, end = self._integral(((0 - centres) / self.width)), self._integral(((1 - centres) / self.width))
+        start, end = self._integral((0 - centres) / self.width), self._integral((1 - centres) / self.width)
         x = (exact[:, None] - centres) / self.width
-        weights = (self._integral(x) - start) / (end - start)
+        weights = ((self._integral(x) - start) / (end - start)).clamp(0, 1)
         rates = (1 - x.clamp(-1, 1) ** 2) ** self.degree / ((end - start) * self.width)
         return weights.to(k), rates.to(k)
 
     def _integral(self, x: Tensor) -> Tensor:
-        """∫₀ˣ (1 − s²)ⁿ ds, constant outside [−1, 1]."""
+        """I_n(x) = ∫₀ˣ (1 − s²)ⁿ ds, constant outside [−1, 1]: (2n + 1) I_n = x (1 − x²)ⁿ + 2n I_{n−1}, I_0 = x.
+
+        All terms have one sign and no power is taken, so it is accurate at any n, and the same at k = 0 in every batch.
+        """
         x = x.clamp(-1, 1)
-        return sum(
-            math.comb(self.degree, i) * (-1) ** i * x ** (2 * i + 1) / (2 * i + 1) for i in range(self.degree + 1)
-        )
+        integral, power = x, x
+        for n in range(1, self.degree + 1):
+            power = power * (1 - x * x)
+            integral = (power + 2 * n * integral) / (2 * n + 1)
+        return integral
 
 
-def band_intervals(
-    bands: int, intervals: Sequence[float] | None, order: str
-) -> tuple[list[float], list[float]]:
-    """Start and length of each band's interval of k, by band."""
+def band_intervals(bands: int, intervals: Sequence[float] | None, order: str) -> tuple[list[float], list[float]]:
+    """Start and end of each band's interval of k, by band."""
     if bands < 1:
         raise ValueError(f"bands is {bands}, allowed is 1 or more")
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}, allowed are {', '.join(ORDERS)}")
     lengths = [1.0] * bands if intervals is None else [float(x) for x in intervals]
-    if len(lengths) != bands or not all(x > 0 and math.isfinite(x) for x in lengths):
-        raise ValueError(f"intervals is {intervals}, allowed are {bands} positive numbers, one for each band")
-    visited = list(range(bands))[:: 1 if order == "low-to-high" else -1]
-    total, before, starts = sum(lengths), 0.0, [0.0] * bands
-    for band in visited:
-        starts[band] = before / total
-        before += lengths[band]
-    return starts, [x / total for x in lengths]
+    if len(lengths) != bands or not all(x >= 1e-6 * sum(lengths) > 0 and math.isfinite(x) for x in lengths):
+        raise ValueError(
+            f"intervals is {intervals}, allowed are {bands} positive numbers, one for each band, "
+            "none below a millionth of their sum"
+        )
+    step = 1 if order == "low-to-high" else -1
+    edges = list(accumulate(lengths[::step], initial=0.0))
+    edges = [edge / edges[-1] for edge in edges]
+    return edges[:-1][::step], edges[1:][::step]
 
 
 def check_k(k: Tensor) -> Tensor:
