@@ -1,0 +1,52 @@
+# `make` lists the targets. Everything runs in .venv, which is made when it is missing.
+PYTHON ?= python3
+# More arguments for pip; without a GPU, a much smaller download:
+#   make env PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+# More arguments for pytest, e.g. PYTEST_ARGS="-m 'not slow' tests/test_train.py"
+PYTEST_ARGS ?=
+# Test processes. Each runs torch on one thread: for the small tensors of the tests two processes beat two threads.
+WORKERS ?= 2
+BOOK_ARGS ?=
+
+BIN := .venv/bin
+# The stamp is named after the contents of the two files: touching them, or changing branch and back, reinstalls nothing.
+STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' -)
+
+.PHONY: help env book test lint format clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(STAMP) ## make .venv and install the library, the book's and the tests' tools, with the pinned versions
+
+$(STAMP): | pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed; name one with PYTHON=...'; exit 1; }
+	$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[book,test,dev]'
+	@rm -f .venv/.installed-*
+	@touch $@
+
+# --all reads every page again, so that a warning of an earlier build is never forgotten; cells come from the cache.
+book: env ## run the notebooks and build the book; a warning or a traceback on a page fails
+	$(BIN)/jupyter-book build book/ --all -W --keep-going $(BOOK_ARGS)
+	@! grep -rlF --include='*.html' 'Traceback (most recent call last)' book/_build/html || \
+		{ echo 'The pages above hold a traceback.'; exit 1; }
+	@echo 'The book: book/_build/html/index.html'
+
+test: env ## run the tests
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: env ## check formatting and lint rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: env ## format, and fix what the linter can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the built book, its cache and other leftovers; .venv and runs/ stay
+	rm -rf book/_build .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find kflow tests benchmarks notebooks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,75 @@
+"""What Jupyter Book's settings cannot say about this book: three short hooks for Sphinx.
+
+1. Executed notebooks are kept in a cache, and the cache knows only a notebook's own cells. A notebook here calls the
+   library and loads checkpoints, so the cache lives in a folder named after a digest of those files too: change one of
+   them and every page is executed again; change none and a build executes nothing.
+2. `book/notebooks` is a link to `notebooks`. A link to a page's source has to name the real folder, since a hosted
+   repository does not follow links inside an address.
+3. Docstrings write shapes and sizes plainly, (batch, *shape) and |k|; reStructuredText would read both as markup.
+"""
+
+import hashlib
+import re
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# What a page's output depends on besides its own source. `figures/` is not among them: pages write it.
+INPUTS = ("constraints.txt", "kflow/**/*.py", "notebooks/**/*.yaml", "checkpoints/**/*")
+
+
+def digest() -> str:
+    """Hexadecimal digest of the Python version and of every file in INPUTS, names and contents."""
+    total = hashlib.sha256(sys.version.encode())
+    for path in sorted({path for pattern in INPUTS for path in ROOT.glob(pattern) if path.is_file()}):
+        total.update(f"\0{path.relative_to(ROOT).as_posix()}\0".encode())
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()[:16]
+
+
+def choose_cache(app, config):
+    """Point MyST-NB at this digest's cache and drop the caches of other digests."""
+    caches = Path(app.outdir).parent / ".jupyter_cache"
+    cache = caches / digest()
+    if caches.is_dir():
+        for old in caches.iterdir():
+            if old != cache:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+    # The setting is one of those that make Sphinx read every page again when they change.
+    config.nb_execution_cache_path = str(cache)
+
+
+def link_to_real_folder(app, pagename, templatename, context, doctree):
+    """In every header button's address, write notebooks/ for book/notebooks/."""
+
+    def rewrite(buttons):
+        for button in buttons:
+            if "url" in button:
+                button["url"] = button["url"].replace("/book/notebooks/", "/notebooks/")
+            rewrite(button.get("buttons", ()))
+
+    rewrite(context.get("header_buttons", ()))
+
+
+def escape_shapes(app, what, name, obj, options, lines):
+    """Escape the star of (batch, *shape) and the bars of |k|, outside of code and formulas."""
+    math = None  # indentation of the .. math:: directive that the line is under
+    for number, line in enumerate(lines):
+        indentation = len(line) - len(line.lstrip())
+        if math is not None and line.strip() and indentation <= math:
+            math = None
+        if line.lstrip().startswith(".. math::"):
+            math = indentation
+        if math is None:
+            parts = re.split(r"(`+[^`]*`+)", line)
+            parts[::2] = [re.sub(r"(?<=[(\s])\*(?=\w+[,)])|(?<!\\)\|", r"\\\g<0>", part) for part in parts[::2]]
+            lines[number] = "".join(parts)
+
+
+def setup(app):
+    """Register the hooks: links after the theme has made its buttons, docstrings after napoleon has read them."""
+    app.connect("config-inited", choose_cache)
+    app.connect("html-page-context", link_to_real_folder, priority=900)
+    app.connect("autodoc-process-docstring", escape_shapes, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
