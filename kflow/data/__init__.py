@@ -1,0 +1,5 @@
+"""Where samples come from."""
+
+from kflow.data.images import Images, load_data, to_float, to_uint8
+
+__all__ = ["Images", "load_data", "to_float", "to_uint8"]

@@ -1,0 +1,222 @@
+"""One YAML file, one training run: its parameters, checked, and what they build."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any, get_type_hints
+
+import torch
+import yaml
+
+from kflow.amplitude import PCA, Fourier, Identity, KAmplitude, Meyer, Wavelet
+from kflow.data import Images, load_data, to_float
+from kflow.flow import HardBump, KFlow, Linear, Path, Schedule, SoftBump
+from kflow.networks import make_dit
+
+CHOICES = {
+    "decomposition": ("identity", "fourier", "wavelet", "meyer", "pca"),
+    "schedule": ("linear", "hard", "soft"),
+    "draw_k": ("k", "w"),
+    "output": ("velocity", "displacement"),
+    "loss_bands": ("all", "active"),
+    "learning_rate_decay": ("none", "cosine"),
+    "precision": ("auto", "32-true", "bf16-mixed"),
+    "compile": (True, False, "auto"),
+}
+POSITIVE = (
+    "bands",
+    "soft_width",
+    "soft_degree",
+    "images",
+    "batch_size",
+    "learning_rate",
+    "clip_norm",
+    "checkpoint_images",
+    "num_nodes",
+)
+NOT_NEGATIVE = ("warmup_images", "weight_decay", "seed")
+#: What may differ between a run and its continuation: it does not change what is computed.
+HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "compile", "checkpoint_images")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The parameters of a training run; also the papermill parameters of ``03_train``. Lengths count images.
+
+    The defaults are the run that ``03_train`` makes: class-conditional K-Flow, db6 in two bands, on digits.
+    """
+
+    name: str = "digits-db6"
+    data: str = "digits"
+    conditional: bool = True
+    label_dropout: float = 0.1
+    network: str = "DiT-nano/4"
+    # the path
+    decomposition: str = "wavelet"
+    bands: int = 2
+    wavelet: str = "db6"
+    boundary: str = "periodization"
+    cuts: tuple[float, ...] | None = None
+    schedule: str = "hard"
+    connection: str = "cubic"
+    intervals: tuple[float, ...] | None = None
+    order: str = "low-to-high"
+    soft_width: float = 0.5
+    soft_degree: int = 2
+    # the objective
+    draw_k: str = "k"
+    output: str = "velocity"
+    loss_bands: str = "all"
+    # the optimizer
+    images: int = 400_000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    learning_rate_decay: str = "cosine"
+    warmup_images: int = 10_000
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    seed: int = 0
+    # the machine
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "auto"
+    compile: bool | str = "auto"
+    checkpoint_images: int = 50_000
+
+    def __post_init__(self) -> None:
+        for key, kind in get_type_hints(type(self)).items():
+            object.__setattr__(self, key, _as_type(key, getattr(self, key), kind))
+        for key, allowed in CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"{key} is {getattr(self, key)!r}, allowed are {', '.join(map(str, allowed))}")
+        for key in POSITIVE:
+            if not getattr(self, key) > 0:
+                raise ValueError(f"{key} is {getattr(self, key)}, allowed are positive numbers")
+        for key in NOT_NEGATIVE:
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} is {getattr(self, key)}, allowed is 0 or more")
+        for key in ("label_dropout", "ema_decay"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}, allowed is 0 up to, not including, 1")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {self.betas}, allowed are two numbers from 0 up to, not including, 1")
+        if self.decomposition == "identity" and self.bands != 1:
+            raise ValueError(f"bands is {self.bands}, allowed for decomposition identity is 1")
+        if self.decomposition in ("wavelet", "meyer") and self.bands < 2:
+            raise ValueError(f"bands is {self.bands}, allowed for decomposition {self.decomposition} is 2 or more")
+        self.make_schedule()
+
+    @classmethod
+    def load(cls, path: str | FilePath, /, **changes: Any) -> Experiment:
+        """From a YAML file of parameters, with some of them changed.
+
+        Raises:
+            ValueError: naming the key, its value and what is allowed.
+        """
+        try:
+            values = yaml.safe_load(FilePath(path).read_text()) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{path} holds {type(values).__name__}, allowed is a mapping of parameters")
+        return cls.make(**{str(key): value for key, value in values.items()} | changes)
+
+    @classmethod
+    def make(cls, /, **values: Any) -> Experiment:
+        """Like the constructor, but an unknown key is an error that says which keys there are."""
+        allowed = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in allowed:
+                raise ValueError(
+                    f"there is no parameter {key!r} (value {values[key]!r}), allowed are {', '.join(allowed)}"
+                )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for YAML and JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the parameters that change what is computed: the name of the experiment in records."""
+        computed = {key: value for key, value in self.to_dict().items() if key not in HARDWARE}
+        return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()
+
+    def make_schedule(self) -> Schedule:
+        """The schedule w_b(k)."""
+        if self.schedule == "linear":
+            return Linear(self.bands)
+        if self.schedule == "hard":
+            return HardBump(self.bands, self.intervals, self.order, self.connection)
+        return SoftBump(self.bands, self.soft_width, self.soft_degree, self.intervals, self.order)
+
+    def make_decomposition(self, shape: tuple[int, ...], data: Images | None = None) -> KAmplitude:
+        """The decomposition for samples of this shape; PCA is fitted on the training images of ``data``."""
+        if self.decomposition == "identity":
+            return Identity(shape)
+        if self.decomposition == "fourier":
+            return Fourier(shape, self.bands, self.cuts)
+        if self.decomposition == "pca":
+            data = data or load_data(self.data)
+            return PCA.fit((to_float(part) for part in data.train.split(4096)), self.bands, self.cuts)
+        levels = self.bands - 1
+        return (
+            Meyer(shape, levels)
+            if self.decomposition == "meyer"
+            else Wavelet(shape, self.wavelet, levels, self.boundary)
+        )
+
+    def make_model(self, data: Images | None = None, decomposition: KAmplitude | None = None) -> KFlow:
+        """The untrained model, from the global random state. ``decomposition`` replaces the experiment's own."""
+        data = data or load_data(self.data)
+        decomposition = decomposition or self.make_decomposition(data.shape, data)
+        classes = len(data.classes) if self.conditional else 0
+        network = make_dit(self.network, data.shape, self.bands, classes)
+        return KFlow(network, Path(decomposition, self.make_schedule()), self.output, self.loss_bands)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is ordinary (latent) flow matching, LFM."""
+        return self.decomposition == "identity" and self.schedule == "linear"
+
+
+def _as_type(key: str, value: Any, kind: Any) -> Any:
+    """The value in the field's type; whole numbers pass as floats, lists as tuples, nothing else is converted."""
+    allowed = str(kind).replace("<class '", "").replace("'>", "")
+    options = getattr(kind, "__args__", (kind,)) if "|" in str(kind) else (kind,)
+    for option in options:
+        if option is type(None) and value is None:
+            return None
+        if getattr(option, "__origin__", None) is tuple and isinstance(value, list | tuple):
+            return tuple(_as_type(key, x, float) for x in value)
+        if option is float and not isinstance(value, bool):
+            try:  # YAML 1.1 takes 1e-3, without a point, for a word
+                if math.isfinite(float(value)):
+                    return float(value)
+            except (TypeError, ValueError):
+                pass
+        elif option is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        elif option in (str, bool) and isinstance(value, option):
+            return value
+    raise ValueError(f"{key} is {value!r}, allowed is {allowed}")
+
+
+def bf16_is_native(accelerator: str = "auto") -> bool:
+    """Whether the processor or accelerator multiplies bfloat16 itself (and is not told to pretend otherwise)."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+    limited = not any(word in limit for word in ("DEFAULT", "ALL", "BF16", "FP16", "AMX", "AVX10"))
+    return not limited and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

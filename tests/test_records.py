@@ -1,0 +1,95 @@
+"""Records: what is measured, with its origin."""
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+
+from kflow.records import PACKAGES, Record, describe_machine
+
+
+def record(**changes) -> Record:
+    values = {
+        "name": "table-1", "values": {"fid": 4.5, "recall": 0.5}, "units": {"fid": "distance", "recall": "share"},
+        "samples": 500, "seeds": [0, 1], "data": "digits", "data_hash": "abc", "experiment": "digits-db6",
+        "experiment_hash": "def", "checkpoint_hash": "012", "seconds": 3.0, "settings": {"steps": 30},
+    }  # fmt: skip
+    return Record(**values | changes)
+
+
+def test_a_record_comes_back(tmp_path):
+    first = record()
+    path = first.write(tmp_path / "deep" / "folder")
+    assert path == tmp_path / "deep" / "folder" / "table-1.json"
+    assert Record.read(path) == first
+    assert [p.name for p in path.parent.iterdir()] == ["table-1.json"], "no part file is left"
+
+
+def test_a_record_says_with_what_it_was_made():
+    made = record()
+    assert made.versions.keys() == set(PACKAGES) and all(made.versions.values())
+    assert {"processor", "instructions", "threads", "accelerator", "python"} == describe_machine().keys()
+    assert made.machine == describe_machine()
+
+
+def test_every_value_has_a_unit():
+    with pytest.raises(
+        ValueError, match=r"units are given for \['fid'\], allowed is one for each of \['fid', 'recall'\]"
+    ):
+        record(units={"fid": "distance"})
+    with pytest.raises(ValueError, match="units are given for"):
+        record(units={"fid": "distance", "recall": "share", "nfe": "calls"})
+
+
+def test_a_record_is_replaced_whole(tmp_path, monkeypatch):
+    path = record().write(tmp_path)
+    before = path.read_text()
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        record(values={"fid": 9.0, "recall": 0.1}).write(tmp_path)
+    assert path.read_text() == before
+    monkeypatch.undo()
+    with pytest.raises(TypeError):
+        record(values={"fid": object(), "recall": 0.1}).write(tmp_path)
+    assert path.read_text() == before
+    record(values={"fid": 9.0, "recall": 0.1}).write(tmp_path)
+    assert Record.read(path).values["fid"] == 9.0
+
+
+def test_same_result_ignores_times_machine_and_versions_only(tmp_path):
+    first = record()
+    assert first.same_result(record(seconds=99.0, machine={}, versions={}))
+    other = {
+        "name": "x", "values": {"fid": 4.6, "recall": 0.5}, "units": {"fid": "share", "recall": "share"}, "samples": 1,
+        "seeds": [1], "data": "x", "data_hash": "x", "experiment": None, "experiment_hash": "x", "checkpoint_hash": "x",
+        "settings": {"steps": 29},
+    }  # fmt: skip
+    assert other.keys() | {"seconds", "machine", "versions"} == {field.name for field in dataclasses.fields(Record)}
+    for key, value in other.items():
+        assert not first.same_result(record(**{key: value})), key
+
+
+def test_a_record_is_the_same_result_as_itself_read_back(tmp_path):
+    first = record(values={"fid": math.nan, "recall": (1, 2)}, settings={"intervals": (0.5, 0.5)})
+    assert first.same_result(Record.read(first.write(tmp_path)))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", "null", "{}", '{"name": "x"}', '{"surprise": 1}'])
+def test_another_file_is_no_record(tmp_path, text):
+    path = tmp_path / "r.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))} is no record"):
+        Record.read(path)
+    with pytest.raises(FileNotFoundError):
+        Record.read(tmp_path / "nothing.json")
+
+
+def test_a_record_is_plain_json(tmp_path):
+    content = json.loads(record(settings={"ω": 1.5}).write(tmp_path).read_text())
+    assert content["values"]["fid"] == 4.5 and content["settings"] == {"ω": 1.5}
