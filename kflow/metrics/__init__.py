@@ -1,0 +1,5 @@
+"""What is measured on samples."""
+
+from kflow.metrics.classifier import agreement, classify, load_classifier, measure_agreement, train_classifier
+
+__all__ = ["agreement", "classify", "load_classifier", "measure_agreement", "train_classifier"]

@@ -1,0 +1,167 @@
+"""Judging classes: train the classifier that judges, and ask it what samples show."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from scipy.stats import binomtest
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from kflow.checkpoint import CARD, WEIGHTS, read_folder, write_folder
+from kflow.data import Images, load_data, to_float
+from kflow.networks import Classifier
+from kflow.records import Record
+from kflow.sample import sample
+from kflow.train import Run
+
+
+def train_classifier(
+    data: Images, folder: str | Path, images: int = 90_000, batch_size: int = 100, seed: int = 0, progress: bool = True
+) -> Classifier:
+    """Train the judge on the training images, and write it with a card that holds its test accuracy.
+
+    Images are shifted, turned and scaled a little at random; AdamW with a one-cycle learning rate.
+
+    Args:
+        data: what to train on; the test images are only measured on.
+        folder: where to write; must not exist.
+        images: length of the training.
+
+    Raises:
+        FileExistsError: the folder exists.
+    """
+    if Path(folder).exists():
+        raise FileExistsError(f"{folder} exists: remove it first, nothing is overwritten")
+    torch.manual_seed(seed)
+    started = time.perf_counter()
+    classifier = Classifier(data.shape, len(data.classes)).to(memory_format=torch.channels_last)
+    steps = images // batch_size
+    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.05)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for _ in tqdm(range(steps), desc="classifier", disable=not progress):
+        chosen = torch.randint(len(data.train), (batch_size,))
+        logits = classifier(jitter(to_float(data.train[chosen])))
+        loss = F.cross_entropy(logits, data.train_labels[chosen], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        rates.step()
+    classifier.eval().requires_grad_(False).half().float()  # judged as it is written
+    accuracy = agreement(classifier, to_float(data.test), data.test_labels)
+    card = {
+        "data": data.name,
+        "data_hash": data.hash,
+        "images": steps * batch_size,
+        "seed": seed,
+        "test_accuracy": accuracy,
+        "test_images": len(data.test),
+        "seconds": time.perf_counter() - started,
+    }
+    weights = {name: t.half() if t.is_floating_point() else t for name, t in classifier.state_dict().items()}
+    write_folder(Path(folder), {WEIGHTS: weights}, card)
+    return classifier
+
+
+def jitter(images: Tensor, shift: float = 0.08, turn: float = 0.2, scale: float = 0.12) -> Tensor:
+    """Small random affine maps of images (batch, channel, height, width); shift as a share of the width, turn in rad."""
+    draws = torch.rand(4, len(images)) * 2 - 1
+    angle, size = draws[0] * turn, 1 + draws[1] * scale
+    rows = (
+        torch.stack([angle.cos() * size, -angle.sin() * size, draws[2] * 2 * shift]),
+        torch.stack([angle.sin() * size, angle.cos() * size, draws[3] * 2 * shift]),
+    )
+    grid = F.affine_grid(torch.stack(rows).permute(2, 0, 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def load_classifier(folder: str | Path) -> tuple[Classifier, dict[str, Any]]:
+    """The judge in ``folder``, in float32, and its card.
+
+    Raises:
+        FileNotFoundError: none is there; it says how to train one.
+        ValueError: a damaged file, or the card of something else.
+    """
+    if not (Path(folder) / CARD).exists():
+        raise FileNotFoundError(f"there is no classifier in {folder}: train one with notebooks/00_features.ipynb")
+    tensors, card = read_folder(Path(folder), "data", "test_accuracy")
+    data = load_data(card["data"])
+    classifier = Classifier(data.shape, len(data.classes))
+    classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors[WEIGHTS].items()})
+    return classifier.eval().requires_grad_(False), card
+
+
+def classify(classifier: Classifier, images: Tensor, batch_size: int = 500) -> Tensor:
+    """The class of each image, (N,) int64; images (N, channel, height, width) in [−1, 1], clipped to it."""
+    with torch.no_grad():
+        parts = [classifier(part.clamp(-1, 1)).argmax(1) for part in images.split(batch_size)]
+    return torch.cat(parts)
+
+
+def agreement(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
+    """Share of images that the classifier assigns to their label."""
+    return float((classify(classifier, images) == labels).float().mean())
+
+
+def measure_agreement(
+    run: Run,
+    judge: Classifier,
+    judge_card: dict[str, Any],
+    samples: int = 500,
+    steps: int = 30,
+    guidance_scale: float = 1.5,
+    seed: int = 0,
+) -> Record:
+    """How often the judge gives a class-conditional sample the class that it was asked for.
+
+    Args:
+        run: a class-conditional run.
+        judge, judge_card: from :func:`load_classifier`.
+        samples: how many, equally many of each class.
+        steps, guidance_scale: Euler steps and guidance of the sampler.
+        seed: of the noise.
+
+    Returns:
+        a record with ``agreement`` (a share), its 95 % Wilson ``interval``, and the judge's own ``judge_accuracy``.
+
+    Raises:
+        ValueError: samples is no multiple of the number of classes.
+    """
+    classes = run.model.network.classes
+    if not classes or samples % classes:
+        raise ValueError(f"samples is {samples}, allowed are multiples of the number of classes, {classes}")
+    started = time.perf_counter()
+    labels = torch.arange(samples) % classes
+    noise = torch.randn(samples, *run.model.path.decomposition.shape, generator=torch.Generator().manual_seed(seed))
+    parts = [
+        sample(run.model, part, label, steps=steps, guidance_scale=guidance_scale).data
+        for part, label in zip(noise.split(100), labels.split(100), strict=True)
+    ]
+    right = int((classify(judge, torch.cat(parts)) == labels).sum())
+    low, high = binomtest(right, samples).proportion_ci(method="wilson")
+    return Record(
+        name=f"{run.experiment.name}-agreement",
+        values={
+            "agreement": right / samples,
+            "interval": [float(low), float(high)],
+            "judge_accuracy": judge_card["test_accuracy"],
+        },
+        units={
+            "agreement": "share of samples",
+            "interval": "95 % Wilson interval of that share",
+            "judge_accuracy": f"share of {judge_card['test_images']} held-out images",
+        },
+        samples=samples,
+        seeds=[seed],
+        data=run.experiment.data,
+        data_hash=run.card["data_hash"],
+        experiment=run.experiment.name,
+        experiment_hash=run.experiment.hash,
+        checkpoint_hash=run.card["files"][WEIGHTS],
+        seconds=time.perf_counter() - started,
+        settings={"solver": "euler", "steps": steps, "guidance_scale": guidance_scale, "judge": judge_card["files"]},
+    )

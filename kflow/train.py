@@ -1,0 +1,323 @@
+"""Algorithm 1 on Lightning Fabric.
+
+python -m kflow.train notebooks/experiments/digits-lfm.yaml [key=value ...]
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from lightning_fabric import Fabric
+from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+from tqdm.auto import tqdm
+
+from kflow.checkpoint import RUNS, load_model, read_folder, save_model, write_folder
+from kflow.data import Images, load_data, to_float
+from kflow.experiment import HARDWARE, Experiment, bf16_is_native
+from kflow.flow import KFlow
+
+LOG_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run: its folder, its averaged (EMA) model, its experiment and its card."""
+
+    folder: Path
+    model: KFlow
+    experiment: Experiment
+    card: dict[str, Any]
+
+    @property
+    def log(self) -> pd.DataFrame:
+        """Losses over the run, one row every few steps: step, images, loss, and loss of each band (NaN if unseen)."""
+        return read_log(self.folder)
+
+
+def train(experiment: Experiment, folder: str | Path | None = None, progress: bool = True) -> Run:
+    """Train, or go on with, an experiment (Algorithm 1); a finished run is only loaded.
+
+    What is drawn at a step (data, noise, k, dropped labels) is a function of the seed and the step alone, so a run that
+    was killed and started again ends in the same weights, bit for bit on one machine, as one that was never stopped.
+
+    Args:
+        experiment: what to train.
+        folder: where the run lives; ``runs/NAME`` if not given.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: the folder holds a run of another experiment, or a damaged checkpoint.
+        FloatingPointError: the loss is not finite; the last good checkpoint stays.
+    """
+    folder = Path(folder or RUNS / experiment.name)
+    if (folder / "model" / "card.json").exists():
+        model, done, card = load_model(folder / "model")
+        check_same(done, experiment, folder)
+        return Run(folder, model, done, card)
+
+    data = load_data(experiment.data)
+    precision = choose_precision(experiment)
+    loggers = [
+        CSVLogger(folder, "log", flush_logs_every_n_steps=1),
+        TensorBoardLogger(folder, "tensorboard"),
+    ]
+    fabric = Fabric(
+        accelerator=experiment.accelerator,
+        devices=1 if experiment.devices == "auto" and experiment.accelerator in ("auto", "cpu") else experiment.devices,
+        num_nodes=experiment.num_nodes,
+        strategy=experiment.strategy,
+        precision=precision,
+        loggers=loggers,
+    )
+    fabric.launch()
+    torch.manual_seed(experiment.seed)
+    model = fabric.to_device(experiment.make_model(data))
+    plain = model.network
+    average = AveragedModel(plain, multi_avg_fn=averaging(experiment.ema_decay), use_buffers=False)
+    optimizer = torch.optim.AdamW(
+        [p for p in plain.parameters() if p.requires_grad],
+        lr=experiment.learning_rate,
+        betas=experiment.betas,
+        weight_decay=experiment.weight_decay,
+        fused=True,
+    )
+    step, seconds = resume(folder, experiment, plain, average, optimizer)
+    network = torch.compile(plain) if choose_compile(experiment) else plain
+    model.network, optimizer = fabric.setup(network, optimizer)
+
+    last = -(-experiment.images // experiment.batch_size)
+    every = max(1, experiment.checkpoint_images // experiment.batch_size)
+    pending: list[tuple[int, Tensor, Tensor, Tensor]] = []
+    started = time.perf_counter() - seconds
+    bar = tqdm(
+        mininterval=0.5,
+        total=last * experiment.batch_size,
+        initial=step * experiment.batch_size,
+        desc=experiment.name,
+        unit=" images",
+        unit_scale=True,
+        disable=not progress or fabric.global_rank != 0,
+    )
+    while step < last:
+        set_learning_rate(optimizer, experiment, step)
+        images, noise, k, labels = draw(experiment, data, model, step, fabric.global_rank, fabric.world_size)
+        losses = model.loss(*(fabric.to_device(x) for x in (images, noise, k)), fabric.to_device(labels))
+        fabric.backward(losses.mean())
+        norm = fabric.clip_gradients(model.network, optimizer, max_norm=experiment.clip_norm, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update_parameters(plain)
+        step += 1
+        pending.append((step, k, losses.detach(), norm))
+        bar.update(experiment.batch_size)
+        if step % LOG_STEPS == 0 or step % every == 0 or step == last:
+            values = summarise(pending, model, experiment)
+            fabric.log_dict(values, step)
+            bar.set_postfix(loss=f"{values['loss']:.4f}")
+            pending.clear()
+        if step % every == 0 and step < last and fabric.is_global_zero:
+            write_state(folder, experiment, plain, average, optimizer, step, time.perf_counter() - started)
+    bar.close()
+
+    if fabric.is_global_zero:
+        for logger in loggers:
+            logger.finalize("success")
+        model.network = average.module
+        facts = {
+            "images": last * experiment.batch_size,
+            "loss": read_log(folder)["loss"].tail(50).mean(),
+            "seconds": time.perf_counter() - started,
+            "precision": precision,
+            "compiled": network is not plain,
+            "data_hash": data.hash,
+        }
+        save_model(model.cpu(), experiment, folder / "model", **facts)
+        shutil.rmtree(folder / "state", ignore_errors=True)
+    fabric.barrier()
+    return Run(folder, *load_model(folder / "model"))
+
+
+def draw(
+    experiment: Experiment, data: Images, model: KFlow, step: int, rank: int = 0, ranks: int = 1
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """What step ``step`` trains on: data, noise, k and labels of one batch, of which each rank takes its share.
+
+    A function of the seed and the step alone: the random state and data order of a run are its step number.
+    """
+    size, count = experiment.batch_size, len(data.train)
+    positions = torch.arange(step * size, (step + 1) * size)
+    epochs = range(int(positions[0]) // count, int(positions[-1]) // count + 1)
+    orders = torch.stack([shuffle(experiment.seed, epoch, count) for epoch in epochs])
+    chosen = orders[positions // count - epochs[0], positions % count]
+    source = generator(experiment.seed, 2, step)
+    k = model.path.schedule.draw(size, source, experiment.draw_k)
+    noise = torch.randn(size, *data.shape, generator=source)
+    labels = None
+    if experiment.conditional:
+        dropped = torch.rand(size, generator=source) < experiment.label_dropout
+        labels = data.train_labels[chosen].masked_fill(dropped, len(data.classes))[rank::ranks]
+    return to_float(data.train[chosen])[rank::ranks], noise[rank::ranks], k[rank::ranks], labels
+
+
+@lru_cache(maxsize=4)
+def shuffle(seed: int, epoch: int, count: int) -> Tensor:
+    """The order in which an epoch visits the data, (count,)."""
+    return torch.randperm(count, generator=generator(seed, 1, epoch))
+
+
+def generator(*key: int) -> torch.Generator:
+    """A random generator that depends on the whole key."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
+
+def averaging(decay: float):
+    """An exponential moving average of weights, whose first steps count less: decay min(d, (1 + n)/(10 + n))."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+        rate = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(averages, values, rate)
+
+    return update
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, experiment: Experiment, step: int) -> None:
+    """Linear warm-up, then constant or cosine decay to zero."""
+    images = step * experiment.batch_size
+    factor = min(1.0, (images + experiment.batch_size) / max(experiment.warmup_images, 1))
+    if experiment.learning_rate_decay == "cosine":
+        factor *= 0.5 * (1 + np.cos(np.pi * images / experiment.images))
+    for group in optimizer.param_groups:
+        group["lr"] = experiment.learning_rate * float(factor)
+
+
+def summarise(
+    pending: list[tuple[int, Tensor, Tensor, Tensor]], model: KFlow, experiment: Experiment
+) -> dict[str, float]:
+    """Mean loss of the last steps, in all and by the band that moves most at k (NaN if none did).
+
+    Args:
+        pending: of each step its number, k (batch,), losses (batch,) and the norm of the gradient.
+
+    Raises:
+        FloatingPointError: a loss or a gradient is not finite, with the step, and k and band of its largest loss.
+    """
+    for step, k, losses, norm in pending:
+        if not (losses.isfinite().all() and norm.isfinite()):
+            worst = int(losses.argmax())  # NaN counts as the largest
+            band = int(model.path.schedule(k)[1].argmax(1)[worst])
+            raise FloatingPointError(
+                f"the loss is {float(losses[worst])} and the gradient's norm {float(norm)} at step {step}, "
+                f"k = {float(k[worst]):.4f}, band {band}: stopped, the last checkpoint stays "
+                f"(learning_rate is {experiment.learning_rate}, try a smaller one)"
+            )
+    k = torch.cat([k for _, k, _, _ in pending])
+    losses = torch.cat([losses for _, _, losses, _ in pending]).cpu()
+    bands = model.path.schedule(k)[1].argmax(1)
+    values = {"images": float(pending[-1][0] * experiment.batch_size), "loss": float(losses.mean())}
+    return values | {f"loss_band_{b}": float(losses[bands == b].mean()) for b in range(model.path.bands)}
+
+
+def write_state(folder: Path, experiment: Experiment, network, average, optimizer, step: int, seconds: float) -> None:
+    """Write the training state after ``step`` steps, atomically, and drop the one before the last."""
+    moments = {
+        f"{index}.{name}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+    tensors = {
+        "network.safetensors": network.state_dict(),
+        "average.safetensors": {**average.module.state_dict(), "n_averaged": average.n_averaged},
+        "optimizer.safetensors": moments,
+    }
+    card = {"experiment": experiment.to_dict(), "step": step, "seconds": seconds}
+    write_folder(folder / "state" / f"{step:09d}", tensors, card)
+    for old in sorted((folder / "state").glob("[0-9]*"))[:-2]:
+        shutil.rmtree(old)
+
+
+def resume(folder: Path, experiment: Experiment, network, average, optimizer) -> tuple[int, float]:
+    """Load the newest training state, if there is one; returns its step and the seconds trained until then."""
+    states = sorted((folder / "state").glob("[0-9]*"))
+    if not states:
+        return 0, 0.0
+    tensors, card = read_folder(states[-1], "experiment", "step", "seconds")
+    check_same(Experiment.make(**card["experiment"]), experiment, folder)
+    network.load_state_dict(tensors["network.safetensors"])
+    averaged = tensors["average.safetensors"]
+    average.n_averaged.copy_(averaged.pop("n_averaged"))
+    average.module.load_state_dict(averaged)
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors["optimizer.safetensors"].items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return card["step"], card["seconds"]
+
+
+def check_same(found: Experiment, wanted: Experiment, folder: Path) -> None:
+    """Raise a ValueError if the folder's experiment computes something else, naming the first key that differs."""
+    for key, value in found.to_dict().items():
+        if key not in HARDWARE and value != wanted.to_dict()[key]:
+            raise ValueError(
+                f"{folder} holds a run with {key} = {value!r}, asked is {wanted.to_dict()[key]!r}: "
+                "give another name or folder, or remove the run; nothing is overwritten"
+            )
+
+
+def read_log(folder: str | Path) -> pd.DataFrame:
+    """The log of a run, over all its interruptions; where a step was done twice, the later one counts."""
+    parts = sorted(Path(folder).glob("log/version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1]))
+    parts = [part for part in parts if part.stat().st_size]  # a run may have been killed before its first line
+    if not parts:
+        return pd.DataFrame(columns=["step", "images", "loss"])
+    log = pd.concat([pd.read_csv(part) for part in parts])
+    return log.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
+
+
+def choose_precision(experiment: Experiment) -> str:
+    """``auto`` is bf16 where the processor has it natively, else float32."""
+    if experiment.precision != "auto":
+        return experiment.precision
+    return "bf16-mixed" if bf16_is_native(experiment.accelerator) else "32-true"
+
+
+def choose_compile(experiment: Experiment) -> bool:
+    """``auto`` compiles runs long enough to repay it. Without a C++ compiler nothing is compiled, and it says so."""
+    wanted = experiment.images >= 100_000 if experiment.compile == "auto" else bool(experiment.compile)
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
+    if wanted and not shutil.which(compiler):
+        print(f"There is no C++ compiler {compiler}: nothing is compiled, training is slower.", file=sys.stderr)
+        return False
+    return wanted
+
+
+def main(arguments: list[str]) -> None:
+    """The command line: a YAML file, then ``key=value`` changes."""
+    if not arguments or "=" in arguments[0] or not all("=" in argument for argument in arguments[1:]):
+        raise SystemExit("usage: python -m kflow.train EXPERIMENT.yaml [key=value ...]")
+    changes: dict[str, Any] = dict(argument.split("=", 1) for argument in arguments[1:])
+    folder = changes.pop("folder", None)
+    try:
+        changes = {key: yaml.safe_load(value) for key, value in changes.items()}
+        run = train(Experiment.load(arguments[0], **changes), folder)
+    except (ValueError, OSError, FloatingPointError, yaml.YAMLError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{run.folder / 'model'}: loss {run.card['loss']:.4f}, {run.card['seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
