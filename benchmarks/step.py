@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from kflow.amplitude import PCA, Fourier, Identity, KAmplitude, Meyer, Wavelet
-from kflow.flow import HardBump, KFlow, Linear, Path
+from kflow.flow import HardBump, Linear, Path
 from kflow.networks import make_dit
 from kflow.sample import sample
+from kflow.velocity import KFlow
 
 BATCH, SHAPE, CLASSES = 32, (4, 32, 32), 1000
 TRAINING_LIMIT, SAMPLING_LIMIT = 1.01, 1.02

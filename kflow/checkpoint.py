@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kflow.amplitude import PCA
 from kflow.experiment import Experiment
-from kflow.flow import KFlow
+from kflow.velocity import KFlow
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Committed weights, and where training writes.

@@ -7,6 +7,8 @@ import hashlib
 import json
 import math
 import os
+import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -17,8 +19,9 @@ import yaml
 
 from kflow.amplitude import PCA, Fourier, Identity, KAmplitude, Meyer, Wavelet
 from kflow.data import Images, load_data, to_float
-from kflow.flow import HardBump, KFlow, Linear, Path, Schedule, SoftBump
+from kflow.flow import HardBump, Linear, Path, Schedule, SoftBump
 from kflow.networks import make_dit
+from kflow.velocity import KFlow
 
 CHOICES = {
     "decomposition": ("identity", "fourier", "wavelet", "meyer", "pca"),
@@ -185,11 +188,6 @@ class Experiment:
         network = make_dit(self.network, data.shape, self.bands, classes)
         return KFlow(network, Path(decomposition, self.make_schedule()), self.output, self.loss_bands)
 
-    @property
-    def is_baseline(self) -> bool:
-        """Whether this is ordinary (latent) flow matching, LFM."""
-        return self.decomposition == "identity" and self.schedule == "linear"
-
 
 def _as_type(key: str, value: Any, kind: Any) -> Any:
     """The value in the field's type; whole numbers pass as floats, lists as tuples, nothing else is converted."""
@@ -211,6 +209,33 @@ def _as_type(key: str, value: Any, kind: Any) -> Any:
         elif option in (str, bool) and isinstance(value, option):
             return value
     raise ValueError(f"{key} is {value!r}, allowed is {allowed}")
+
+
+def check_same(found: Experiment, wanted: Experiment, folder: FilePath) -> None:
+    """Raise a ValueError if the folder's experiment computes something else, naming the first key that differs."""
+    for key, value in found.to_dict().items():
+        if key not in HARDWARE and value != wanted.to_dict()[key]:
+            raise ValueError(
+                f"{folder} holds a run with {key} = {value!r}, asked is {wanted.to_dict()[key]!r}: "
+                "give another name or folder, or remove the run; nothing is overwritten"
+            )
+
+
+def choose_precision(experiment: Experiment) -> str:
+    """``auto`` is bf16 where the processor has it natively, else float32."""
+    if experiment.precision != "auto":
+        return experiment.precision
+    return "bf16-mixed" if bf16_is_native(experiment.accelerator) else "32-true"
+
+
+def choose_compile(experiment: Experiment) -> bool:
+    """``auto`` compiles runs long enough to repay it. Without a C++ compiler nothing is compiled, and it says so."""
+    wanted = experiment.images >= 100_000 if experiment.compile == "auto" else bool(experiment.compile)
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
+    if wanted and not shutil.which(compiler):
+        print(f"There is no C++ compiler {compiler}: nothing is compiled, training is slower.", file=sys.stderr)
+        return False
+    return wanted
 
 
 def bf16_is_native(accelerator: str = "auto") -> bool:

@@ -26,8 +26,9 @@ from kflow.figures import (
     states,
     write,
 )
-from kflow.flow import HardBump, Path, PointsOracle
+from kflow.flow import HardBump, Path
 from kflow.sample import Samples, sample
+from kflow.velocity import PointsOracle
 
 KINDS = ("class", "low-to-high", "high-to-low")
 

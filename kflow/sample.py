@@ -10,8 +10,8 @@ import torchdiffeq
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from kflow.flow import KFlow
-from kflow.flow.oracle import Oracle
+from kflow.velocity import KFlow
+from kflow.velocity.oracle import Oracle
 
 FIXED = ("euler", "increment", "midpoint", "heun", "rk4")
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")

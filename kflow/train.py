@@ -5,7 +5,6 @@ python -m kflow.train notebooks/experiments/digits-lfm.yaml [key=value ...]
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -26,8 +25,8 @@ from tqdm.auto import tqdm
 
 from kflow.checkpoint import RUNS, load_model, read_folder, save_model, write_folder
 from kflow.data import Images, load_data, to_float
-from kflow.experiment import HARDWARE, Experiment, bf16_is_native
-from kflow.flow import KFlow
+from kflow.experiment import Experiment, check_same, choose_compile, choose_precision
+from kflow.velocity import KFlow
 
 LOG_STEPS = 20
 
@@ -268,16 +267,6 @@ def resume(folder: Path, experiment: Experiment, network, average, optimizer) ->
     return card["step"], card["seconds"]
 
 
-def check_same(found: Experiment, wanted: Experiment, folder: Path) -> None:
-    """Raise a ValueError if the folder's experiment computes something else, naming the first key that differs."""
-    for key, value in found.to_dict().items():
-        if key not in HARDWARE and value != wanted.to_dict()[key]:
-            raise ValueError(
-                f"{folder} holds a run with {key} = {value!r}, asked is {wanted.to_dict()[key]!r}: "
-                "give another name or folder, or remove the run; nothing is overwritten"
-            )
-
-
 def read_log(folder: str | Path) -> pd.DataFrame:
     """The log of a run, over all its interruptions; where a step was done twice, the later one counts."""
     parts = sorted(Path(folder).glob("log/version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1]))
@@ -286,23 +275,6 @@ def read_log(folder: str | Path) -> pd.DataFrame:
         return pd.DataFrame(columns=["step", "images", "loss"])
     log = pd.concat([pd.read_csv(part) for part in parts])
     return log.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
-
-
-def choose_precision(experiment: Experiment) -> str:
-    """``auto`` is bf16 where the processor has it natively, else float32."""
-    if experiment.precision != "auto":
-        return experiment.precision
-    return "bf16-mixed" if bf16_is_native(experiment.accelerator) else "32-true"
-
-
-def choose_compile(experiment: Experiment) -> bool:
-    """``auto`` compiles runs long enough to repay it. Without a C++ compiler nothing is compiled, and it says so."""
-    wanted = experiment.images >= 100_000 if experiment.compile == "auto" else bool(experiment.compile)
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
-    if wanted and not shutil.which(compiler):
-        print(f"There is no C++ compiler {compiler}: nothing is compiled, training is slower.", file=sys.stderr)
-        return False
-    return wanted
 
 
 def main(arguments: list[str]) -> None:

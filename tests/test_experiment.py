@@ -173,9 +173,6 @@ def test_values_of_the_library_are_checked_where_they_are_used():
 def test_identity_has_one_band():
     with pytest.raises(ValueError, match="bands is 2, allowed for decomposition identity is 1"):
         Experiment(decomposition="identity")
-    assert Experiment(decomposition="identity", bands=1, schedule="linear").is_baseline
-    assert not Experiment(decomposition="identity", bands=1).is_baseline, "the hard bump is a control, not the baseline"
-    assert not Experiment().is_baseline
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "'0.001'", "1E-3"])

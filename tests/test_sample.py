@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kflow.amplitude import Fourier, Identity, Wavelet
-from kflow.flow import GaussianOracle, HardBump, KFlow, Linear, Path, PointsOracle, SoftBump
+from kflow.flow import HardBump, Linear, Path, SoftBump
 from kflow.sample import ADAPTIVE, FIXED, grid, sample
+from kflow.velocity import GaussianOracle, KFlow, PointsOracle
 
 SHAPE = (1, 8, 8)
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}

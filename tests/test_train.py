@@ -427,7 +427,7 @@ def test_what_a_state_holds(half_done):
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path, monkeypatch, bad):
     """The 38th step: after the state of step 32, and between two lines of the log."""
     asked = []
-    real = kflow.flow.KFlow.loss
+    real = kflow.velocity.KFlow.loss
 
     def poisoned(self, data, noise, k, labels=None):
         asked.append(k)
@@ -438,7 +438,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
             return losses * torch.where(torch.arange(len(k)) == 5, torch.nan, 1.0)
         return Overflow.apply(losses)
 
-    monkeypatch.setattr(kflow.flow.KFlow, "loss", poisoned)
+    monkeypatch.setattr(kflow.velocity.KFlow, "loss", poisoned)
     with pytest.raises(FloatingPointError) as error:
         train(tiny(), tmp_path / "run", progress=False)
     message = str(error.value)
@@ -468,14 +468,14 @@ class Overflow(torch.autograd.Function):
 
 def test_a_poisoned_network_is_never_written(tmp_path, monkeypatch):
     """A gradient overflows in the very step after which a state is due: its loss was still finite."""
-    real, calls = kflow.flow.KFlow.loss, []
+    real, calls = kflow.velocity.KFlow.loss, []
 
     def poisoned(self, *arguments):
         calls.append(1)
         losses = real(self, *arguments)
         return Overflow.apply(losses) if len(calls) == 32 else losses
 
-    monkeypatch.setattr(kflow.flow.KFlow, "loss", poisoned)
+    monkeypatch.setattr(kflow.velocity.KFlow, "loss", poisoned)
     with pytest.raises(FloatingPointError, match="at step 32"):
         train(tiny(), tmp_path / "run", progress=False)
     assert [p.name for p in (tmp_path / "run" / "state").iterdir()] == ["000000016"]

@@ -67,15 +67,12 @@ class KAmplitude(nn.Module, ABC):
     def _reweight(self, x: Tensor, weights: Tensor) -> Tensor:
         # Σ_b w_b P_b = w_{B−1} I + Σ_{j<B−1} (w_j − w_{j+1}) Q_j with Q_j = Σ_{b≤j} P_b: B − 1 projections for any
         # number of weight sets, exact wherever a sample's weights are all the same, and in place where it can be.
-        *_, last = weights = [spread(weight, x) for weight in weights.split(1, -1)]
-        result = None
+        weights = [spread(weight, x) for weight in weights.split(1, -1)]
+        result, times = None, Tensor.mul_ if weights[0].dim() == x.dim() else Tensor.mul
         for band, low in zip(reversed(range(self.bands - 1)), self._low_pass(x)):
             step = weights[band] - weights[band + 1]
-            if result is not None:
-                result.addcmul_(step, low)
-            else:
-                result = low.mul_(step) if step.dim() == low.dim() else low * step
-        return last * x if result is None else result.addcmul_(last, x)
+            result = times(low, step) if result is None else result.addcmul_(step, low)
+        return weights[-1] * x if result is None else result.addcmul_(weights[-1], x)
 
     def _low_pass(self, x: Tensor) -> Iterable[Tensor]:
         """Q_{B−2} x, …, Q_0 x: what x has up to band j, each a new tensor (batch, *shape)."""

@@ -31,7 +31,9 @@ class Fourier(KAmplitude):
         rows, columns = (torch.fft.fftfreq(n, 1 / n).round().long() * (height * width // n) for n in (height, width))
         radius = rows[:, None] ** 2 + columns**2
         ends = [math.ceil(cut**2 * int(radius.max())) for cut in radial_cuts(bands, cuts)]
-        super().__init__(shape, bands, torch.bucketize(radius, torch.tensor(ends).long(), right=True)[None])
+        index = torch.bucketize(radius, torch.tensor(ends).long(), right=True)
+        super().__init__(shape, bands, index[None])
+        self.columns = [int((index[0, : width // 2 + 1] <= band).sum()) for band in range(bands - 1)]
 
     def analyse(self, x: Tensor) -> Tensor:
         """Orthonormal 2-D FFT: (batch, channel, height, width), complex."""
@@ -41,8 +43,8 @@ class Fourier(KAmplitude):
         return torch.fft.ifft2(coefficients, norm="ortho").real
 
     def _low_pass(self, x: Tensor) -> Iterable[Tensor]:
-        # Bands are even in k, so half of the spectrum is enough, and each low-pass holds the next one. One axis at a
-        # time is faster than rfft2 on the CPU.
-        index, spectrum = self.band_index[0, :, : self.shape[2] // 2 + 1], torch.fft.fft(torch.fft.rfft(x), dim=-2)
-        for band in reversed(range(self.bands - 1)):
-            yield torch.fft.irfft2(spectrum.mul_((index <= band).to(x)), s=self.shape[1:])
+        # Half of the spectrum is enough, as bands are even in k, and of it the columns that hold low frequencies.
+        spectrum = torch.fft.fft(torch.fft.rfft(x)[..., : self.columns[-1]], dim=-2)
+        for band, columns in reversed([*enumerate(self.columns)]):
+            spectrum = spectrum[..., :columns].mul_((self.band_index[:, :, :columns] <= band).to(x))
+            yield torch.fft.irfft(torch.fft.ifft(spectrum, dim=-2), self.shape[2])

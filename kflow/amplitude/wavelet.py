@@ -38,8 +38,7 @@ class Pyramid(KAmplitude):
                 step = left @ right  # the nearest orthonormal matrix: some filters are given to few digits
                 low = step[: len(step) // 2] @ low
                 matrices[f"{axis} {level}"] = step
-                # The projector on the approximation space: two small products do what an inverse transform would.
-                matrices[f"low {axis} {level}"] = low.T @ low
+                matrices[f"low {axis} {level}"] = low
         index = torch.full((1, height, width), levels)
         for level in range(1, levels + 1):
             index[:, : height >> level, : width >> level] = levels - level
@@ -62,7 +61,9 @@ class Pyramid(KAmplitude):
 
     def _low_pass(self, x: Tensor) -> Iterable[Tensor]:
         for level in range(self.levels):
-            yield self._matrix(f"low rows {level}", x) @ (x @ self._matrix(f"low columns {level}", x))
+            # The approximation from all levels at once, and back: four small products, and no details.
+            rows, columns = self._matrix(f"low rows {level}", x), self._matrix(f"low columns {level}", x)
+            yield rows.T @ (rows @ (x @ columns.T) @ columns)
 
 
 class Wavelet(Pyramid):

@@ -68,7 +68,7 @@ def train_classifier(
 
 
 def jitter(images: Tensor, shift: float = 0.08, turn: float = 0.2, scale: float = 0.12) -> Tensor:
-    """Small random affine maps of images (batch, channel, height, width); shift as a share of the width, turn in rad."""
+    """Small random affine maps of images (batch, channel, height, width); shift as share of the width, turn in rad."""
     draws = torch.rand(4, len(images)) * 2 - 1
     angle, size = draws[0] * turn, 1 + draws[1] * scale
     rows = (

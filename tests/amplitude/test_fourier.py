@@ -70,6 +70,9 @@ def test_cut_on_a_frequency_belongs_above():
     # 4/5 of the corner (5, 5) of a 10-lattice is |(4, 4)| = 0.8 √50, and 0.8 has no finite binary form.
     index = Fourier((1, 10, 10), 2, [0.8]).band_index[0]
     assert index[4, 4] == index[-4, 4] == 1 and index[4, 3] == 0
+    # |(1, 0)| is 0.7071 of the corner (1, 1).
+    assert Fourier((1, 3, 3), 2, [0.71]).band_index[0, 0, 1] == 0
+    assert Fourier((1, 3, 3), 2, [0.7]).band_index[0, 0, 1] == 1
 
 
 def test_large_lattice_does_not_overflow():

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kflow.amplitude import Fourier, Identity, Wavelet
-from kflow.flow import GaussianOracle, HardBump, KFlow, Linear, Path, PointsOracle, SoftBump
+from kflow.flow import HardBump, Linear, Path, SoftBump
+from kflow.velocity import GaussianOracle, KFlow, PointsOracle
 
 torch.set_num_threads(1)
 

@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from kflow.flow.model import KFlow
 from kflow.flow.path import Path
 from kflow.flow.schedule import check_k
+from kflow.velocity.model import KFlow
 
 
 class Oracle(KFlow, ABC):
-    """E[δ | Ψ_k], δ = data − noise, in closed form: a :class:`kflow.flow.KFlow` without error.
+    """E[δ | Ψ_k], δ = data − noise, in closed form: a :class:`kflow.velocity.KFlow` without error.
 
     Its velocity, Σ_b w_b' P_b E[δ | Ψ_k] = E[dΨ_k/dk | Ψ_k], is what training tends to (Eq. 10); its loss is the
     part that no network removes. Computed in float64.

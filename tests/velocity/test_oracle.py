@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, multivariate_normal
 
 from kflow.amplitude import PCA, Fourier, Identity, Wavelet
-from kflow.flow import GaussianOracle, HardBump, KFlow, Linear, Path, PointsOracle, SoftBump
+from kflow.flow import HardBump, Linear, Path, SoftBump
+from kflow.velocity import GaussianOracle, KFlow, PointsOracle
 
 torch.set_num_threads(1)
 

@@ -1,0 +1,6 @@
+"""Velocity fields on a path: the one that is learned, and the exact one for known data."""
+
+from kflow.velocity.model import KFlow
+from kflow.velocity.oracle import GaussianOracle, PointsOracle
+
+__all__ = ["GaussianOracle", "KFlow", "PointsOracle"]

@@ -1,0 +1,69 @@
+"""Every notebook runs in profile smoke, takes its parameters as documented, and is committed without outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROFILES = ("smoke", "companion", "paper")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_in_profile_smoke(path, tmp_path):
+    parameters = {"profile": "smoke"}
+    if path.stem == "03_train":
+        parameters["name"] = f"test-{tmp_path.name}"
+    papermill.execute_notebook(path, tmp_path / "out.ipynb", parameters, cwd=tmp_path, progress_bar=False)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_committed_without_outputs_and_documents_its_parameters(path):
+    cells = nbformat.read(path, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    (parameters,) = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    lines = parameters.source.splitlines()
+    assert any(line.startswith("profile = ") for line in lines)
+    assert all(profile in parameters.source for profile in PROFILES)
+    assert lines[0].startswith("#")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [({"wavlet": "db6"}, "there is no parameter 'wavlet'"), ({"wavelet": "bior2.2"}, "orthonormal")],
+)
+def test_training_notebook_refuses_a_wrong_parameter(parameters, message, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match=message):
+        papermill.execute_notebook(
+            ROOT / "notebooks/03_train.ipynb",
+            tmp_path / "out.ipynb",
+            {"profile": "smoke", "name": f"test-{tmp_path.name}", **parameters},
+            progress_bar=False,
+        )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks/experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_experiments_name_only_parameters_of_the_training_notebook(path):
+    import yaml
+
+    cells = nbformat.read(ROOT / "notebooks/03_train.ipynb", as_version=4).cells
+    (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    known = {line.split(" = ")[0] for line in cell.source.splitlines() if " = " in line and not line.startswith("#")}
+    assert set(yaml.safe_load(path.read_text())) <= known
+    assert yaml.safe_load(path.read_text())["name"] == path.stem
+
+
+def test_the_training_notebooks_defaults_are_those_of_the_library():
+    from kflow.experiment import Experiment
+
+    cells = nbformat.read(ROOT / "notebooks/03_train.ipynb", as_version=4).cells
+    (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    values: dict = {}
+    exec(cell.source, values)
+    given = {key: values[key] for key in values if not key.startswith("__") and key not in ("profile", "save")}
+    assert Experiment.make(**given) == Experiment()
