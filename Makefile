@@ -13,7 +13,7 @@ BIN := .venv/bin
 # The stamp is named after the contents of the two files: touching them, or changing branch and back, reinstalls nothing.
 STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' -)
 
-.PHONY: help env book test lint format clean
+.PHONY: help env book figures test lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,6 +35,11 @@ book: env ## run the notebooks and build the book; a warning or a traceback on a
 	@! grep -rlF --include='*.html' 'Traceback (most recent call last)' book/_build/html || \
 		{ echo 'The pages above hold a traceback.'; exit 1; }
 	@echo 'The book: book/_build/html/index.html'
+
+figures: env ## draw every picture again into figures/, from the checkpoints (and run 03_train if runs/ lacks it)
+	for notebook in notebooks/*.ipynb; do \
+		$(BIN)/papermill $$notebook /dev/null -p save $(CURDIR)/figures --no-progress-bar || exit 1; \
+	done
 
 test: env ## run the tests
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)

@@ -1,4 +1,7 @@
-"""Weights and training states on disk: safetensors and JSON, written atomically, checked when read."""
+"""Weights and training states on disk: safetensors and JSON, written atomically, checked when read.
+
+python -m kflow.checkpoint runs/digits-db6    promotes a finished run to checkpoints/, in half precision
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +122,26 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit its experiment: {error}") from None
     return model.to(device).eval().requires_grad_(False), experiment, card
+
+
+def promote(run: str | Path, folder: str | Path | None = None) -> Path:
+    """Copy a finished run's weights to ``checkpoints/NAME`` in half precision, with its card, for committing.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+        FileExistsError: there is such a checkpoint already.
+    """
+    model, experiment, card = load_model(Path(run) / "model")
+    folder = Path(folder or CHECKPOINTS / experiment.name)
+    facts = {key: value for key, value in card.items() if key not in ("experiment", "parameters", "files")}
+    save_model(model, experiment, folder, half=True, weights="float16", **facts)
+    return folder
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        raise SystemExit("usage: python -m kflow.checkpoint RUN [RUN ...]")
+    try:
+        print(*(promote(run) for run in sys.argv[1:]), sep="\n")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None

@@ -78,12 +78,12 @@ class Experiment:
     output: str = "velocity"
     loss_bands: str = "all"
     # the optimizer
-    images: int = 400_000
-    batch_size: int = 128
-    learning_rate: float = 1e-3
+    images: int = 240_000
+    batch_size: int = 32
+    learning_rate: float = 6e-3
     learning_rate_decay: str = "cosine"
     warmup_images: int = 10_000
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.999

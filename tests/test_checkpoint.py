@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kflow.checkpoint
-from kflow.checkpoint import CARD, WEIGHTS, file_hash, load_model, read_folder, save_model, write_folder
+from kflow.checkpoint import CARD, WEIGHTS, file_hash, load_model, promote, read_folder, save_model, write_folder
 from kflow.experiment import Experiment
 from kflow.sample import sample
 
@@ -216,3 +216,17 @@ def test_what_is_written_is_safetensors_and_json(saved):
     names = sorted(path.name for path in saved[2].iterdir())
     assert names == [CARD, WEIGHTS]
     assert b"pickle" not in (saved[2] / WEIGHTS).read_bytes()[:100]
+
+
+def test_promotion_halves_the_weights_keeps_the_facts_and_overwrites_nothing(saved, tmp_path):
+    model, experiment, folder = saved
+    (tmp_path / "run").mkdir()
+    os.symlink(folder, tmp_path / "run" / "model")
+    target = promote(tmp_path / "run", tmp_path / "kept")
+    promoted, found, card = load_model(target)
+    assert found == experiment and card["loss"] == 0.25 and card["images"] == 7 and card["weights"] == "float16"
+    assert (target / WEIGHTS).stat().st_size < 0.6 * (folder / WEIGHTS).stat().st_size
+    for name, value in model.network.state_dict().items():
+        assert torch.equal(promoted.network.state_dict()[name], value.half().float())
+    with pytest.raises(FileExistsError, match="kept"):
+        promote(tmp_path / "run", target)
