@@ -75,7 +75,7 @@ def train(experiment: Experiment, folder: str | Path | None = None, progress: bo
     ]
     fabric = Fabric(
         accelerator=experiment.accelerator,
-        devices=1 if experiment.devices == "auto" and experiment.accelerator in ("auto", "cpu") else experiment.devices,
+        devices=experiment.devices,
         num_nodes=experiment.num_nodes,
         strategy=experiment.strategy,
         precision=precision,
