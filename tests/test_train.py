@@ -587,8 +587,8 @@ main(sys.argv[2:])
 """
 
 
-def start(command: list[str], yaml_file: Path, folder: Path) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def start(command: list[str], yaml_file: Path, folder: Path, threads: int = 1) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     arguments = [sys.executable, *command, str(yaml_file), f"folder={folder}"]
     return subprocess.Popen(
         arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder.parent
@@ -646,3 +646,19 @@ def test_a_killed_run_ends_in_the_same_weights(tmp_path, precision):
     np.testing.assert_allclose(log["loss"], never.log["loss"], rtol=1e-6)
     assert not (folder / "state").exists() or (folder / "model").exists()
     assert load_model(folder / "model")[2]["precision"] == precision
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="nothing is compiled without a C++ compiler")
+def test_a_killed_run_ends_in_the_same_weights_compiled_and_on_two_threads(tmp_path):
+    # Threads that add up gradients in whatever order they come would show here.
+    experiment = Experiment(images=1280, checkpoint_images=320, compile=True)
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(experiment.to_dict()))
+    finish(start(["-m", "kflow.train"], path, tmp_path / "never", threads=2))
+    process = start(["-c", AT_FSYNC, "7"], path, tmp_path / "killed", threads=2)
+    process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
+    finish(start(["-m", "kflow.train"], path, tmp_path / "killed", threads=2))
+    assert load_model(tmp_path / "never" / "model")[2]["compiled"]
+    assert_same_weights(tmp_path / "never", tmp_path / "killed")

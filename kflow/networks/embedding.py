@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -49,7 +50,9 @@ class LabelEmbedding(nn.Module):
 
     def forward(self, labels: Tensor) -> Tensor:
         """labels (batch,) to (batch, width)."""
-        return self.embedding_table(labels)
+        # A product with one-hot rows: the gradient of a look-up, once compiled, adds up in an order that varies.
+        table = self.embedding_table.weight
+        return F.one_hot(labels, len(table)).to(table.dtype) @ table
 
 
 def sincos_positions(width: int, rows: int, columns: int) -> Tensor:
