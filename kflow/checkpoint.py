@@ -23,8 +23,7 @@ from kflow.experiment import Experiment
 from kflow.velocity import KFlow
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Committed weights, and where training writes.
-CHECKPOINTS, RUNS = ROOT / "checkpoints", ROOT / "runs"
+CHECKPOINTS, RUNS = ROOT / "checkpoints", ROOT / "runs"  # committed weights, and where training writes
 WEIGHTS, CARD = "model.safetensors", "card.json"
 
 

@@ -45,7 +45,7 @@ POSITIVE = (
     "num_nodes",
 )
 NOT_NEGATIVE = ("warmup_images", "weight_decay", "seed")
-#: What may differ between a run and its continuation: it does not change what is computed.
+# What may differ between a run and its continuation: it does not change what is computed.
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "compile", "checkpoint_images")
 
 

@@ -1,0 +1,24 @@
+import torch
+
+from kflow.amplitude import Wavelet
+from kflow.flow import HardBump, Path
+from kflow.metrics import way_of_bands
+
+
+def test_on_the_exact_path_a_waiting_band_stays_and_a_finished_one_is_there():
+    path = Path(Wavelet((1, 8, 8), "haar"), HardBump(2))
+    data, noise = torch.randn(2, 3, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    k = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]).double()
+    gone, left = way_of_bands(torch.stack([path.state(data, noise, at.expand(3)) for at in k]), path.decomposition)
+    # w = 1/2 in the middle of a band's interval
+    expected = torch.tensor([[0, 0.5, 1, 1, 1], [0, 0, 0, 0.5, 1]]).T.double()
+    torch.testing.assert_close(gone, expected, atol=1e-9, rtol=0)
+    torch.testing.assert_close(left, 1 - expected, atol=1e-9, rtol=0)
+
+
+def test_a_detour_counts_both_ways():
+    low, high = torch.ones(2, 2).double(), torch.tensor([[1.0, 0.0], [0.0, -1.0]]).double()
+    trajectory = torch.stack([0 * low, 3 * high, 2 * low + high]).view(3, 1, 1, 2, 2)
+    gone, left = way_of_bands(trajectory, Wavelet((1, 2, 2), "haar"))
+    torch.testing.assert_close(gone, torch.tensor([[0, 0], [0, 3], [1, 1]]).double())
+    torch.testing.assert_close(left, torch.tensor([[1, 1], [1, 2], [0, 0]]).double())
