@@ -38,7 +38,7 @@ def tiny(**changes) -> Experiment:
     values = {
         "name": "tiny", "network": "DiT-tiny/8", "decomposition": "wavelet", "wavelet": "haar", "images": 640,
         "batch_size": 16, "warmup_images": 100, "checkpoint_images": 256, "learning_rate": 3e-3, "precision": "32-true",
-        "compile": False, "accelerator": "cpu", "ema_decay": 0.9,
+        "compile": False, "accelerator": "cpu", "ema_decay": 0.9, "betas": (0.9, 0.99),
     }  # fmt: skip
     return Experiment(**values | changes)
 
@@ -103,7 +103,7 @@ def test_training_is_algorithm_1(tmp_path, changes):
     project, schedule = model.path.decomposition.project, model.path.schedule
     parameters = [p for p in model.network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, experiment.learning_rate, (0.9, 0.999), weight_decay=experiment.weight_decay
+        parameters, experiment.learning_rate, (0.9, 0.99), weight_decay=experiment.weight_decay
     )
     average, losses = None, []
     for step in range(10):  # 150 images are nine batches and a bit
