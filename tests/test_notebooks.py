@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
+
+from kflow.checkpoint import RUNS
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -18,7 +21,10 @@ def test_runs_in_profile_smoke(path, tmp_path):
     parameters = {"profile": "smoke"}
     if path.stem == "03_train":
         parameters["name"] = f"test-{tmp_path.name}"
-    papermill.execute_notebook(path, tmp_path / "out.ipynb", parameters, cwd=tmp_path, progress_bar=False)
+    try:
+        papermill.execute_notebook(path, tmp_path / "out.ipynb", parameters, cwd=tmp_path, progress_bar=False)
+    finally:
+        shutil.rmtree(RUNS / f"test-{tmp_path.name}-smoke", ignore_errors=True)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
