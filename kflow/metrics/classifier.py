@@ -163,5 +163,11 @@ def measure_agreement(
         experiment_hash=run.experiment.hash,
         checkpoint_hash=run.card["files"][WEIGHTS],
         seconds=time.perf_counter() - started,
-        settings={"solver": "euler", "steps": steps, "guidance_scale": guidance_scale, "judge": judge_card["files"]},
+        settings={
+            "solver": "euler",
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "training_precision": run.card["precision"],
+            "judge": judge_card["files"],
+        },
     )
