@@ -8,12 +8,14 @@ PYTEST_ARGS ?=
 # Test processes. Each runs torch on one thread: for the small tensors of the tests two processes beat two threads.
 WORKERS ?= 2
 BOOK_ARGS ?=
+# Training seeds; that of the committed checkpoints is 0.
+SEEDS ?= 0 1 2
 
 BIN := .venv/bin
 # The stamp is named after the contents of the two files: touching them, or changing branch and back, reinstalls nothing.
 STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' -)
 
-.PHONY: help env book figures digits test lint format clean
+.PHONY: help env book figures digits measure test lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,15 +38,19 @@ book: env ## run the notebooks and build the book; a warning or a traceback on a
 		{ echo 'The pages above hold a traceback.'; exit 1; }
 	@echo 'The book: book/_build/html/index.html'
 
-figures: env ## draw every picture again into figures/, from the checkpoints (and run 03_train if runs/ lacks it)
+figures: env ## draw every picture and table again into figures/, from records and checkpoints (and run 03_train if runs/ lacks it)
 	for notebook in notebooks/*.ipynb; do \
 		$(BIN)/papermill $$notebook /dev/null -p save $(CURDIR)/figures --no-progress-bar || exit 1; \
 	done
 
-digits: env ## train every digits experiment that runs/ lacks (seed 0, about five minutes each), going on with those that were cut
-	for experiment in notebooks/experiments/digits-*.yaml; do \
-		$(BIN)/python -m kflow.train $$experiment || exit 1; \
-	done
+digits: env ## train the digits experiments that runs/ lacks, with each seed (4 minutes a run), going on with those that were cut
+	for seed in $(SEEDS); do for file in notebooks/experiments/digits-*.yaml; do \
+		name=$$(basename $$file .yaml); [ $$seed = 0 ] || name=$$name-seed$$seed; \
+		$(BIN)/python -m kflow.train $$file seed=$$seed name=$$name || exit 1; \
+	done; done
+
+measure: env ## compute the records in figures/records that are missing or stale, from checkpoints/ and runs/
+	$(BIN)/python -m kflow.measure
 
 test: env ## run the tests
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)

@@ -47,6 +47,20 @@ def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], card: dict
     os.replace(part, folder)
 
 
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """A folder's card alone.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is truncated or changed.
+    """
+    path = Path(folder) / CARD
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is truncated or changed: {error}") from None
+
+
 def read_folder(folder: Path, *keys: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Read what :func:`write_folder` wrote, with a card that has these keys.
 
@@ -54,10 +68,7 @@ def read_folder(folder: Path, *keys: str) -> tuple[dict[str, dict[str, Tensor]],
         FileNotFoundError: there is no card.
         ValueError: a file is missing, truncated or changed; it is named.
     """
-    try:
-        card = dict(json.loads((folder / CARD).read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / CARD} is truncated or changed: {error}") from None
+    card = read_card(folder)
     missing = [key for key in ("files", *keys) if key not in card]
     if missing:
         raise ValueError(f"{folder / CARD} lacks {', '.join(missing)}: it is truncated or the card of something else")

@@ -327,6 +327,70 @@ def loss_curves(log: pd.DataFrame, smooth: float = 0.05) -> Figure:
     return figure
 
 
+def line_chart(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    panels: str | None = None,
+    log: str = "",
+    dots: bool = True,
+    mark: float | None = None,
+) -> Figure:
+    """Curves of models: a line each, its mean over seeds, shaded from the smallest to the largest.
+
+    Args:
+        frame: columns ``model``, ``x``, ``y``, and one that names the panel.
+        x, y: names of the axes.
+        panels: that column; None: a single panel.
+        log: axes that are logarithmic: "", "x", "y" or "xy".
+        dots: mark the points.
+        mark: height of a dotted line.
+    """
+    parts = dict(tuple(frame.groupby(panels, sort=False))) if panels else {"": frame}
+    models = list(frame["model"].unique())
+    colours = dict(zip(models, ("black", *BAND_COLOURS))) if len(models) > 1 else {models[0]: BAND_COLOURS[0]}
+    figure, axes = make_axes(2.9, 1, len(parts), sharey=True)
+    marks = {"marker": "o", "ms": 4} if dots else {}
+    for axis, (title, part) in zip(axes[0], parts.items()):
+        sns.lineplot(
+            part, x="x", y="y", hue="model", palette=colours, errorbar=("pi", 100), legend=False, ax=axis, **marks
+        )
+        axis.set(xlabel=x, ylabel=y, title=title, **{f"{name}scale": "log" for name in log})
+        if mark is not None:
+            axis.axhline(mark, color=GREY, lw=1, ls=":", zorder=0)
+    if len(models) > 1:
+        patches = [Patch(color=colour, label=label) for label, colour in colours.items()]
+        figure.legend(handles=patches, loc="outside lower center", ncols=4, handlelength=1, handleheight=1)
+    return figure
+
+
+def dot_chart(frame: pd.DataFrame, x: str, mark: float | None = None, note: str = "") -> Figure:
+    """One row a model: a dot for each seed, a line at their mean.
+
+    Args:
+        frame: columns ``model`` and ``y`` (the value), in the order of rows.
+        x: name of the axis.
+        mark: a dotted line, and ``note``, what it is.
+    """
+    names = list(frame["model"].unique())
+    figure, axes = make_axes(0.7 + 0.22 * len(names), 1, 1)
+    sns.stripplot(frame, x="y", y="model", color=BAND_COLOURS[0], jitter=False, size=5, alpha=0.8, ax=axes[0, 0])
+    for row, name in enumerate(names):
+        mean = frame.loc[frame["model"] == name, "y"].mean()
+        axes[0, 0].plot([mean, mean], [row - 0.3, row + 0.3], color="black", lw=1.5)
+    if mark is not None:
+        axes[0, 0].axvline(mark, color=GREY, lw=1, ls=":")
+        axes[0, 0].text(mark, -0.7, note, ha="center", va="bottom", size=8, color=GREY)
+    axes[0, 0].set(xlabel=x, ylabel="")
+    return figure
+
+
+def save_table(frame: pd.DataFrame, name: str, folder: str | FilePath = "") -> None:
+    """Write NAME.csv into a folder. No folder (""): do nothing."""
+    if folder:
+        frame.to_csv(FilePath(folder) / f"{name}.csv", float_format="%.6g")
+
+
 # Parts of pictures. On a canvas, coordinates are inches from the top left corner.
 
 

@@ -10,7 +10,7 @@ import torch
 from kflow.checkpoint import CARD
 from kflow.data import load_data, to_float
 from kflow.metrics import agreement, classify, load_classifier, train_classifier
-from kflow.metrics.classifier import jitter
+from kflow.metrics.classifier import change_tone, jitter
 
 IMAGES = 4_000
 
@@ -42,6 +42,24 @@ def test_the_card_holds_the_accuracy_of_what_is_written(trained):
     assert all(torch.equal(value, written[name]) for name, value in classifier.state_dict().items())
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
     assert (folder / "model.safetensors").stat().st_size < 700_000, "half precision"
+
+
+def test_features_are_standardised_over_the_training_images(trained):
+    classifier, folder = trained
+    features = classifier.features(to_float(load_data("digits").train))
+    spread = features.std(0)
+    assert features.mean(0).abs().median() < 0.01
+    assert features.shape[1] == 7 * 32 and spread.median() == pytest.approx(1, abs=0.01)
+    assert torch.equal(load_classifier(folder)[0].feature_scale, classifier.feature_scale)
+
+
+def test_a_change_of_tone_lowers_contrast_and_adds_noise():
+    torch.manual_seed(0)
+    images = to_float(load_data("digits").train[:500])
+    changed = change_tone(images, contrast=0.3, noise=0.0) / images
+    assert 0.7 <= changed.min() < 0.72 and 0.98 < changed.max() <= 1
+    assert changed.flatten(1).std(1).max() < 1e-5, "one factor an image"
+    assert 0.05 < (change_tone(images, contrast=0.0, noise=0.15) - images).std() < 0.1
 
 
 def test_nothing_is_overwritten(trained):

@@ -1,11 +1,12 @@
-"""What Jupyter Book's settings cannot say about this book: three short hooks for Sphinx.
+"""What Jupyter Book's settings cannot say about this book: four short hooks for Sphinx.
 
 1. Executed notebooks are kept in a cache, and the cache knows only a notebook's own cells. A notebook here calls the
    library and loads checkpoints, so the cache lives in a folder named after a digest of those files too: change one of
    them and every page is executed again; change none and a build executes nothing.
 2. `book/notebooks` is a link to `notebooks`. A link to a page's source has to name the real folder, since a hosted
    repository does not follow links inside an address.
-3. Docstrings write shapes and sizes plainly, (batch, *shape) and |k|; reStructuredText would read both as markup.
+3. A record that is missing or stale stops the build, which says why: no page shows a number whose inputs have changed.
+4. Docstrings write shapes and sizes plainly, (batch, *shape) and |k|; reStructuredText would read both as markup.
 """
 
 import hashlib
@@ -14,9 +15,11 @@ import shutil
 import sys
 from pathlib import Path
 
+from sphinx.errors import ExtensionError
+
 ROOT = Path(__file__).resolve().parents[2]
-# What a page's output depends on besides its own source. `figures/` is not among them: pages write it.
-INPUTS = ("constraints.txt", "kflow/**/*.py", "notebooks/**/*.yaml", "checkpoints/**/*")
+# What a page's output depends on besides its own source. The rest of `figures/` is not among them: pages write it.
+INPUTS = ("constraints.txt", "kflow/**/*.py", "notebooks/**/*.yaml", "checkpoints/**/*", "figures/records/*.json")
 
 
 def digest() -> str:
@@ -38,6 +41,15 @@ def choose_cache(app, config):
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
     # The setting is one of those that make Sphinx read every page again when they change.
     config.nb_execution_cache_path = str(cache)
+
+
+def check_records(app):
+    """Stop if a record that the book shows is missing or stale."""
+    from kflow.measure import find_faults
+
+    faults = [f"{title}: {fault}" for title, (_, _, fault) in find_faults().items()]
+    if faults:
+        raise ExtensionError("\n".join(["records to be computed (make measure):", *faults]))
 
 
 def link_to_real_folder(app, pagename, templatename, context, doctree):
@@ -70,6 +82,7 @@ def escape_shapes(app, what, name, obj, options, lines):
 def setup(app):
     """Register the hooks: links after the theme has made its buttons, docstrings after napoleon has read them."""
     app.connect("config-inited", choose_cache)
+    app.connect("builder-inited", check_records)
     app.connect("html-page-context", link_to_real_folder, priority=900)
     app.connect("autodoc-process-docstring", escape_shapes, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -21,9 +21,16 @@ from kflow.train import Run
 
 
 def train_classifier(
-    data: Images, folder: str | Path, images: int = 90_000, batch_size: int = 100, seed: int = 0, progress: bool = True
+    data: Images,
+    folder: str | Path,
+    images: int = 90_000,
+    batch_size: int = 100,
+    seed: int = 0,
+    width: int = 32,
+    tone: bool = False,
+    progress: bool = True,
 ) -> Classifier:
-    """Train the judge on the training images, and write it with a card that holds its test accuracy.
+    """Train a judge or a feature network on the training images; its card holds its test accuracy.
 
     Images are shifted, turned and scaled a little at random; AdamW with a one-cycle learning rate.
 
@@ -31,6 +38,9 @@ def train_classifier(
         data: what to train on; the test images are only measured on.
         folder: where to write; must not exist.
         images: length of the training.
+        width: of the network; a feature network of width w gives 7·w features.
+        tone: vary contrast and add noise in training, for a feature network that does not take a shade of grey, which
+            nobody sees, for a difference in content.
 
     Raises:
         FileExistsError: the folder exists.
@@ -39,25 +49,33 @@ def train_classifier(
         raise FileExistsError(f"{folder} exists: remove it first, nothing is overwritten")
     torch.manual_seed(seed)
     started = time.perf_counter()
-    classifier = Classifier(data.shape, len(data.classes)).to(memory_format=torch.channels_last)
+    classifier = Classifier(data.shape, len(data.classes), width).to(memory_format=torch.channels_last)
     steps = images // batch_size
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.05)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in tqdm(range(steps), desc="classifier", disable=not progress):
         chosen = torch.randint(len(data.train), (batch_size,))
-        logits = classifier(jitter(to_float(data.train[chosen])))
+        views = jitter(to_float(data.train[chosen]))
+        logits = classifier(change_tone(views) if tone else views)
         loss = F.cross_entropy(logits, data.train_labels[chosen], label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         rates.step()
-    classifier.eval().requires_grad_(False).half().float()  # judged as it is written
+    classifier.eval().requires_grad_(False)
+    with torch.no_grad():  # features standardised over the training images, so that every stage counts
+        features = torch.cat([classifier.features(to_float(part)) for part in data.train.split(500)])
+        classifier.feature_mean.copy_(features.mean(0))
+        classifier.feature_scale.copy_(features.std(0).clamp(min=1e-3))
+    classifier.half().float()  # judged as it is written
     accuracy = agreement(classifier, to_float(data.test), data.test_labels)
     card = {
         "data": data.name,
         "data_hash": data.hash,
         "images": steps * batch_size,
         "seed": seed,
+        "width": width,
+        "tone": tone,
         "test_accuracy": accuracy,
         "test_images": len(data.test),
         "seconds": time.perf_counter() - started,
@@ -79,8 +97,14 @@ def jitter(images: Tensor, shift: float = 0.08, turn: float = 0.2, scale: float 
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
+def change_tone(images: Tensor, contrast: float = 0.3, noise: float = 0.15) -> Tensor:
+    """Contrast lowered by a share of up to ``contrast``, and white noise of up to ``noise``, at random."""
+    lost, level = torch.rand(2, len(images), 1, 1, 1)
+    return images * (1 - contrast * lost) + noise * level * torch.randn_like(images)
+
+
 def load_classifier(folder: str | Path) -> tuple[Classifier, dict[str, Any]]:
-    """The judge in ``folder``, in float32, and its card.
+    """The classifier in ``folder``, in float32, and its card.
 
     Raises:
         FileNotFoundError: none is there; it says how to train one.
@@ -90,8 +114,9 @@ def load_classifier(folder: str | Path) -> tuple[Classifier, dict[str, Any]]:
         raise FileNotFoundError(f"there is no classifier in {folder}: train one with notebooks/00_features.ipynb")
     tensors, card = read_folder(Path(folder), "data", "test_accuracy")
     data = load_data(card["data"])
-    classifier = Classifier(data.shape, len(data.classes))
-    classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors[WEIGHTS].items()})
+    classifier = Classifier(data.shape, len(data.classes), card.get("width", 32))
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in tensors[WEIGHTS].items()}
+    classifier.load_state_dict({**classifier.state_dict(), **weights})
     return classifier.eval().requires_grad_(False), card
 
 

@@ -11,8 +11,12 @@ def test_logits_and_features(shape):
     network = Classifier(shape, classes=7, width=8).eval()
     images = torch.randn(5, *shape)
     assert network(images).shape == (5, 7)
-    assert network.features(images).shape == (5, 32)
-    torch.testing.assert_close(network(images), network.head(network.features(images)))
+    features = network.features(images)
+    assert features.shape == (5, 8 + 16 + 32)
+    torch.testing.assert_close(network(images), network.head(features[:, -32:]))
+    network.feature_scale.fill_(2.0)
+    network.feature_mean.fill_(1.0)
+    torch.testing.assert_close(network.features(images), (features - 1) / 2)
 
 
 def test_judging_is_deterministic_and_by_the_image_alone():

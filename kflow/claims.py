@@ -1,0 +1,157 @@
+"""The claims ledger: rules from notebooks/claims.yaml, numbers from records, verdicts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from scipy.stats import t as student
+
+from kflow.checkpoint import ROOT
+from kflow.records import RECORDS, Record, read_seeds, student_interval
+
+RULES = ROOT / "notebooks" / "claims.yaml"
+KEYS = ("claim", "source", "paper", "reading", "value", "of", "against", "compare", "rule", "limit", "awaits", "choose")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the records say about a claim.
+
+    Attributes:
+        verdict: supported, not supported, or undecided.
+        estimate: the ratio, difference or value that is judged.
+        interval: its 95 % interval; None with a single seed.
+        seeds: number of seeds; 0 for a record that stands on no trained run.
+        needed: seeds that would decide an undecided claim if mean and spread stayed; None if none would.
+        records: names of the records that it stands on.
+    """
+
+    verdict: str
+    estimate: float
+    interval: tuple[float, float] | None
+    seeds: int
+    needed: int | None
+    records: tuple[str, ...]
+
+
+def load_rules(path: str | Path = RULES) -> list[dict[str, Any]]:
+    """The rules, in order.
+
+    Raises:
+        ValueError: an unknown key, or a rule that is neither judged, awaited nor a choice; the claim is named.
+    """
+    rules = yaml.safe_load(Path(path).read_text())
+    for rule in rules:
+        unknown = rule.keys() - set(KEYS)
+        if unknown or "claim" not in rule:
+            raise ValueError(f"{rule.get('claim')!r} has {sorted(unknown)}, allowed are {', '.join(KEYS)}")
+        if not rule.keys() & {"awaits", "choose"}:
+            for key, allowed in (("rule", ("below", "above", "within")), ("compare", ("ratio", "difference"))):
+                if rule.setdefault(key, "ratio" if key == "compare" else None) not in allowed:
+                    raise ValueError(f"{rule['claim']!r}: {key} is {rule[key]!r}, allowed are {', '.join(allowed)}")
+            if "value" not in rule or not isinstance(rule.get("limit"), float):
+                raise ValueError(f"{rule['claim']!r} lacks a value, or a limit with a decimal point")
+    return rules
+
+
+def judge_claim(rule: dict[str, Any], folder: str | Path = RECORDS) -> Verdict:
+    """Hold a rule against the records.
+
+    Ratios are judged by their logarithms. The interval is Student's over the seeds; runs are paired by seed.
+
+    Raises:
+        FileNotFoundError: a record is missing.
+    """
+    name, key = rule["value"].split("/")
+    if "of" not in rule:
+        record = Record.read(Path(folder) / f"{name}.json")
+        interval = tuple(record.values[f"{key}_interval"])
+        return Verdict(decide(rule, *interval), record.values[key], interval, 0, None, (record.name,))
+    ratio = rule["compare"] == "ratio"
+    transform, back = (np.log, math.exp) if ratio else (np.asarray, float)
+    groups = [read_seeds(run, name, folder) for run in (rule["of"], rule.get("against")) if run]
+    common = sorted(set.intersection(*(set(group) for group in groups)))
+    values = [transform([group[seed].values[key] for seed in common]) for group in groups]
+    values = values[0] - values[1] if len(values) == 2 else values[0]
+    names = tuple(group[seed].name for group in groups for seed in common)
+    if len(common) < 3:
+        return Verdict(f"undecided, {len(common)} seed(s)", back(values.mean()), None, len(common), 3, names)
+    mean, half = student_interval(values)
+    low, high = back(mean - half), back(mean + half)
+    verdict = decide(rule, low, high)
+    needed = count_seeds(rule, mean, values.std(ddof=1), back) if verdict == "undecided" else None
+    return Verdict(verdict, back(mean), (low, high), len(common), needed, names)
+
+
+def decide(rule: dict[str, Any], low: float, high: float) -> str:
+    """The verdict of a rule on an interval."""
+    limit = rule["limit"]
+    bottom, top = -math.inf, math.inf
+    if rule["rule"] in ("below", "within"):
+        top = limit
+    if rule["rule"] == "above":
+        bottom = limit
+    elif rule["rule"] == "within":
+        bottom = 1 / limit if rule["compare"] == "ratio" else -limit
+    if bottom <= low and high <= top and not (low == high and rule["rule"] != "within" and low == limit):
+        return "supported"
+    return "not supported" if high < bottom or low > top else "undecided"
+
+
+def count_seeds(rule: dict[str, Any], mean: float, deviation: float, back, most: int = 100) -> int | None:
+    """Seeds with which the interval would decide, if mean and standard deviation stayed; None if more than ``most``."""
+    for n in range(3, most + 1):
+        half = student.ppf(0.975, n - 1) * deviation / math.sqrt(n)
+        if decide(rule, back(mean - half), back(mean + half)) != "undecided":
+            return n
+    return None
+
+
+def ledger(folder: str | Path = RECORDS, path: str | Path = RULES) -> pd.DataFrame:
+    """The ledger, one row a claim: source, the paper's figure, ours with its 95 % interval, rule, verdict."""
+    rows = []
+    for rule in load_rules(path):
+        row = {"claim": rule["claim"], "source": rule["source"], "paper": str(rule.get("paper", ""))}
+        if "awaits" in rule:
+            rows.append({**row, "verdict": f"awaits {rule['awaits']}"})
+        elif "choose" not in rule:
+            found = judge_claim(rule, folder)
+            kind = "" if "against" not in rule else {"ratio": " ×", "difference": " more"}[rule["compare"]]
+            interval = " ({:.3g} to {:.3g})".format(*found.interval) if found.interval else ""
+            row["here"] = f"{found.estimate:{'+' if kind == ' more' else ''}.3g}{kind}{interval}"
+            row["rule"] = {"below": "< ", "above": "> ", "within": "within "}[rule["rule"]] + f"{rule['limit']:g}"
+            needed = f"; {found.needed or 'over 100'} seeds would decide" if found.verdict == "undecided" else ""
+            rows.append({**row, "verdict": found.verdict + needed})
+    return pd.DataFrame(rows, columns=["claim", "source", "paper", "here", "rule", "verdict"]).fillna("")
+
+
+def choose_variant(folder: str | Path = RECORDS, left: float = 0.1, gone: float = 0.2) -> pd.DataFrame:
+    """The best steerable variant, by the last rule of claims.yaml: one row a variant, best first.
+
+    Args:
+        left: most of the first band's way that may be left at its interval's end.
+        gone: most of the last band's way that may be gone there.
+
+    Returns:
+        means over seeds of the Fréchet distance (class-conditional, guidance 1) and of both shares, whether it is
+        ``steerable``, and the number of ``seeds``.
+    """
+    rows = {}
+    for run in sorted({Record.read(path).experiment.split("-seed")[0] for path in Path(folder).glob("*-bands.json")}):
+        distances, bands = (read_seeds(run, name, folder).values() for name in ("conditional", "bands"))
+        mean = lambda records, key: float(np.mean([record.values[key] for record in records]))  # noqa: E731
+        rows[run] = {
+            "fd": mean(distances, "fd"),
+            "left_at_join": mean(bands, "left_at_join"),
+            "gone_at_join": mean(bands, "gone_at_join"),
+            "seeds": len(distances),
+        }
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    frame["steerable"] = (frame["left_at_join"] <= left) & (frame["gone_at_join"] <= gone)
+    return frame.sort_values(["steerable", "fd"], ascending=[False, True])

@@ -1,0 +1,109 @@
+"""What a feature network sees: Fréchet distances between real sets, one of them spoilt in a known way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+from tqdm.auto import tqdm
+
+from kflow.amplitude import Fourier, KAmplitude, Wavelet
+from kflow.data import Images, to_float, to_uint8
+from kflow.metrics.fidelity import extract_features, frechet_distance
+
+
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur; sigma in pixels."""
+    return gaussian_blur(images, 2 * int(3 * sigma) + 1, sigma) if sigma else images
+
+
+def noise(images: Tensor, sigma: float) -> Tensor:
+    """White noise; sigma in units of the images' range [−1, 1]."""
+    return images + sigma * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+
+
+def occlusion(images: Tensor, share: float) -> Tensor:
+    """A grey square over a share of the area, at a random place in each image."""
+    height, width = images.shape[2:]
+    side, source = round(share**0.5 * min(height, width)), torch.Generator().manual_seed(0)
+    top, left = (torch.randint(n - side + 1, (len(images), 1, 1), generator=source) for n in (height, width))
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    hidden = (y >= top) & (y < top + side) & (x >= left) & (x < left + side)
+    return images.masked_fill(hidden[:, None], 0.0)
+
+
+def contrast(images: Tensor, loss: float) -> Tensor:
+    """Contrast lowered by a share: values move towards grey."""
+    return images * (1 - loss)
+
+
+DEGRADATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ...]]] = {
+    "blur": (blur, (0.0, 0.4, 0.6, 0.8, 1.2)),
+    "noise": (noise, (0.0, 0.05, 0.1, 0.2, 0.4)),
+    "occlusion": (occlusion, (0.0, 0.02, 0.05, 0.1, 0.2)),
+    "contrast": (contrast, (0.0, 0.05, 0.1, 0.2, 0.4)),
+}
+IMBALANCE = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def exchange_band(images: Tensor, decomposition: KAmplitude, band: int) -> Tensor:
+    """Every image with one band of another image of the set."""
+    other = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
+    return images + decomposition.split(other - images)[band]
+
+
+def calibrate(data: Images, network: str | Path, progress: bool = True) -> dict[str, Any]:
+    """Fréchet distances of spoilt training images to the held-out ones, means over disjoint draws of equal count.
+
+    Args:
+        data: the data set.
+        network: as for :func:`~kflow.metrics.extract_features`.
+
+    Returns:
+        ``floor`` and ``floor_draws`` (untouched images); of every degradation a mapping from strength to distance;
+        ``imbalance``, by the share of the images of the upper half of classes that are replaced by such of the lower
+        half; ``exchange``, by decomposition and band; ``count``, of disjoint sets of training images, by size.
+    """
+    clean, count = to_float(data.train), len(data.test)
+    real = extract_features(data.test, network, progress=False)
+    order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(0))
+    clean, labels = clean[order], data.train_labels[order]
+
+    def distances(images: Tensor) -> list[float]:
+        features = extract_features(to_uint8(images), network, progress=False)
+        return [frechet_distance(part, real) for part in features.split(count) if len(part) == count]
+
+    def mean(images: Tensor) -> float:
+        draws = distances(images)
+        return sum(draws) / len(draws)
+
+    found: dict[str, Any] = {"floor_draws": distances(clean)}
+    found["floor"] = sum(found["floor_draws"]) / len(found["floor_draws"])
+    for name, (spoil, strengths) in tqdm(DEGRADATIONS.items(), desc="degradations", disable=not progress):
+        found[name] = {str(strength): mean(spoil(clean, strength)) for strength in strengths}
+    upper = labels >= len(data.classes) // 2
+    lower_images = clean[~upper]
+    found["imbalance"] = {}
+    for share in IMBALANCE:
+        spoilt, replaced = clean.clone(), upper.nonzero().flatten()
+        replaced = replaced[: int(share * len(replaced))]
+        spoilt[replaced] = lower_images[torch.arange(len(replaced)) % len(lower_images)]
+        found["imbalance"][str(share)] = mean(spoilt)
+    bands = {"db6": Wavelet(data.shape, "db6"), "Fourier": Fourier(data.shape)}
+    found["exchange"] = {
+        f"{name}, {part}": mean(exchange_band(clean, decomposition, band))
+        for name, decomposition in bands.items()
+        for band, part in enumerate(("low", "high"))
+    }
+    features = extract_features(to_uint8(clean), network, progress=False)
+    half = len(features) // 2
+    found["count"] = {
+        str(n): frechet_distance(features[:n], features[half : half + n])
+        for n in (50, 100, 200, 500, 1000, 2000)
+        if n <= half
+    }
+    return found
