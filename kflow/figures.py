@@ -356,6 +356,9 @@ def line_chart(
             part, x="x", y="y", hue="model", palette=colours, errorbar=("pi", 100), legend=False, ax=axis, **marks
         )
         axis.set(xlabel=x, ylabel=y, title=title, **{f"{name}scale": "log" for name in log})
+        if "x" in log:
+            axis.set_xticks(sorted(part["x"].unique()), [f"{at:g}" for at in sorted(part["x"].unique())])
+            axis.minorticks_off()
         if mark is not None:
             axis.axhline(mark, color=GREY, lw=1, ls=":", zorder=0)
     if len(models) > 1:

@@ -199,4 +199,5 @@ def show_table(frame: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
             ]
         elif not name.endswith(", sd"):
             shown[name] = ["" if math.isnan(value) else f"{value:g}" for value in frame[name]]
-    return shown
+    parts = [name.rpartition(": ") for name in shown]
+    return shown.set_axis(pd.MultiIndex.from_tuples([(group, header) for group, _, header in parts]), axis=1)
