@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from kflow.records import PACKAGES, Record, describe_machine
+from kflow.records import PACKAGES, Record, describe_machine, read_curves, read_seeds, student_interval
 
 
 def record(**changes) -> Record:
@@ -93,3 +93,31 @@ def test_another_file_is_no_record(tmp_path, text):
 def test_a_record_is_plain_json(tmp_path):
     content = json.loads(record(settings={"ω": 1.5}).write(tmp_path).read_text())
     assert content["values"]["fid"] == 4.5 and content["settings"] == {"ω": 1.5}
+
+
+def three_seeds(folder):
+    for seed, (fd, curve) in enumerate([(1.0, [3.0, 4.0]), (2.0, [5.0, 6.0]), (6.0, [7.0, 8.0])]):
+        name = f"a-seed{seed}-m" if seed else "a-m"
+        values = {"fd": fd, "curve": curve, "by": {"2": fd}, "k": [0.0, 1.0]}
+        record(name=name, values=values, units=dict.fromkeys(values, "share"), seeds=[seed]).write(folder)
+
+
+def test_seeds_are_found_and_no_other_run(tmp_path):
+    three_seeds(tmp_path)
+    record(name="a-b-m").write(tmp_path)
+    assert sorted(read_seeds("a", "m", tmp_path)) == [0, 1, 2]
+    with pytest.raises(FileNotFoundError):
+        read_seeds("b", "m", tmp_path)
+
+
+def test_curves_one_row_a_point(tmp_path):
+    three_seeds(tmp_path)
+    frame = read_curves("m", {"a": "A"}, "curve", tmp_path)
+    assert frame.columns.tolist() == ["model", "seed", "x", "y"] and len(frame) == 6
+    assert frame.iloc[-1].tolist() == ["A", 2, 1.0, 8.0]
+    assert read_curves("m", {"a": "A"}, "by", tmp_path).values.tolist()[0] == ["A", 0, 2.0, 1.0]
+
+
+def test_students_interval():
+    mean, half = student_interval([1.0, 2.0, 6.0])
+    assert mean == 3 and half == pytest.approx(4.302653 * math.sqrt(7 / 3), rel=1e-6)
