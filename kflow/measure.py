@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import yaml
 from lightning_fabric import Fabric
+from scipy.stats import binomtest
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -57,7 +58,9 @@ UNITS = {  # by the value's name
     "*_at_join": "share of the band's way",
     "dropped": "with the class dropped, units as without",
     "draws": "by draw, units as of the means",
-    **dict.fromkeys(("precision", "recall", "agreement"), "share"),
+    "judge_images": "held-out images",
+    "*agreement": "share",
+    **dict.fromkeys(("precision", "recall"), "share"),
     "*": "squared standard deviations of features",  # Fréchet distances
 }
 
@@ -152,6 +155,21 @@ def measure_fidelity(
     values["detail_kept"] = float(metrics.content_kept(kept, dropped, others, ruler)[1])
     energy = [float(ruler.energy(x)[:, 1].sum()) for x in (dropped, kept)]
     return values | {"detail_energy": energy[0] / energy[1]}
+
+
+def measure_agreement(trained: Trained, samples: int, steps: int, guidance_scale: float) -> Values:
+    """How often the judge gives a class-conditional sample the class that it was asked for; 95 % Wilson interval."""
+    judge, card = metrics.load_classifier(CHECKPOINTS / f"{trained.data.name}-judge")
+    labels = trained.labels(samples)
+    images = trained.generate(trained.noise(samples), labels, steps=steps, guidance_scale=guidance_scale)
+    right = int((metrics.classify(judge, images) == labels).sum())
+    interval = list(binomtest(right, samples).proportion_ci(method="wilson"))
+    return {
+        "agreement": right / samples,
+        "agreement_interval": interval,
+        "judge_agreement": card["test_accuracy"],
+        "judge_images": card["test_images"],
+    }
 
 
 def measure_bands(trained: Trained, samples: int, steps: int) -> Values:
@@ -294,7 +312,7 @@ def named_experiment(name: str) -> Experiment:
     return Experiment.load(ROOT / "notebooks" / "experiments" / f"{base}.yaml", **changes)
 
 
-def run_folder(name: str) -> Path:
+def run_folder(name: str | Path) -> Path:
     """Where a run's weights are: committed, in ``runs/``, or in the folder of that name.
 
     Raises:
@@ -303,7 +321,7 @@ def run_folder(name: str) -> Path:
     for folder in (CHECKPOINTS / name, RUNS / name / "model", Path(name) / "model", Path(name)):
         if (folder / CARD).exists():
             return folder
-    base, _, seed = name.partition("-seed")
+    base, _, seed = str(name).partition("-seed")
     command = f"python -m kflow.train notebooks/experiments/{base}.yaml" + (f" seed={seed} name={name}" if seed else "")
     raise FileNotFoundError(f"there is no run {name}: train it with {command}")
 
@@ -316,12 +334,13 @@ def wanted_settings(name: str) -> Values:
     return settings
 
 
-def measure(name: str, run: str | None = None) -> Record:
+def measure(name: str, run: str | Path | None = None, **changes: Any) -> Record:
     """Compute one record.
 
     Args:
         name: of the measurement, in notebooks/measurements.yaml.
         run: name of a run, or its folder; None for a measurement of real data alone.
+        changes: other settings than in the file.
 
     Raises:
         ValueError: there is no such measurement, or it lacks a run or needs none.
@@ -331,7 +350,7 @@ def measure(name: str, run: str | None = None) -> Record:
     if name not in found or ("runs" in found[name]) != (run is not None):
         allowed = ", ".join(key + (" RUN" if "runs" in value else "") for key, value in found.items())
         raise ValueError(f"measurement is {name} {run or ''}, allowed are {allowed}")
-    settings, machine, started, origin = wanted_settings(name), describe_machine(), time.perf_counter(), {}
+    settings, machine, origin, started = wanted_settings(name) | changes, describe_machine(), {}, time.perf_counter()
     arguments = {key: value for key, value in settings.items() if key not in ("measure", "features_hash")}
     torch.manual_seed(0)
     if run is None:

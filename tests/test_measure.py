@@ -6,7 +6,6 @@ import re
 import pytest
 import yaml
 
-from kflow import measure as module
 from kflow.checkpoint import CHECKPOINTS, ROOT
 from kflow.measure import find_fault, find_faults, load_measurements, measure, named_experiment, run_folder, wanted
 from kflow.records import RECORDS, TABLES, Record, get_value, read_seeds, read_table, show_table
@@ -19,20 +18,18 @@ def drawn(name: str) -> str:
     return random.Random(name).choice(MEASUREMENTS[name]["runs"])
 
 
-def again(name: str, monkeypatch, **changes) -> tuple[dict, Record]:
+def again(name: str, **changes) -> tuple[dict, Record]:
     """Values of a record computed anew with some settings changed, and the record that is committed."""
-    settings = {**MEASUREMENTS, name: MEASUREMENTS[name] | changes}
-    monkeypatch.setattr(module, "load_measurements", lambda: settings)
     run = drawn(name)
-    return measure(name, run).values, Record.read(RECORDS / f"{run}-{name}.json")
+    return measure(name, run, **changes).values, Record.read(RECORDS / f"{run}-{name}.json")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unconditional", "conditional", "guided"])
-def test_the_first_draw_of_a_fidelity_record(name, monkeypatch):
+def test_the_first_draw_of_a_fidelity_record(name):
     """Of ten draws the first: the noise of 500 samples is the beginning of that of 5,000."""
     changes = {"samples": 500} | ({"class_count": 50} if name == "guided" else {})
-    values, record = again(name, monkeypatch, **changes)
+    values, record = again(name, **changes)
     for part, committed in ((values, record.values), (values.get("dropped"), record.values.get("dropped"))):
         if part:
             assert part["fd"] == pytest.approx(committed["draws"]["fd"][0], rel=0.02)
@@ -45,18 +42,24 @@ def test_the_first_draw_of_a_fidelity_record(name, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "relative", "absolute"),
-    [("bands", 0.02, 0.002), ("trajectory", 0.02, 0.002), ("steering", 0.02, 0.01), ("nfe", 0.02, 0.5)],
+    [
+        ("agreement", 0.01, 0.0),
+        ("bands", 0.02, 0.002),
+        ("trajectory", 0.02, 0.002),
+        ("steering", 0.02, 0.01),
+        ("nfe", 0.02, 0.5),
+    ],
 )
-def test_a_whole_record(name, relative, absolute, monkeypatch):
-    values, record = again(name, monkeypatch)
+def test_a_whole_record(name, relative, absolute):
+    values, record = again(name)
     assert values.keys() == record.values.keys()
     for key, value in values.items():
         assert value == pytest.approx(record.values[key], rel=relative, abs=absolute), key
 
 
 @pytest.mark.slow
-def test_the_beginning_of_a_curve(monkeypatch):
-    values, record = again("steps", monkeypatch, evaluations=[2])
+def test_the_beginning_of_a_curve():
+    values, record = again("steps", evaluations=[2])
     for key, curve in values.items():
         assert curve["2"] == pytest.approx(record.values[key]["2"], rel=0.02), key
 

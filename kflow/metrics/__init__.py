@@ -2,7 +2,7 @@
 
 from kflow.metrics.bands import content_kept, leakage, way_of_bands
 from kflow.metrics.calibration import calibrate, exchange_band
-from kflow.metrics.classifier import agreement, classify, load_classifier, measure_agreement, train_classifier
+from kflow.metrics.classifier import agreement, classify, load_classifier, train_classifier
 from kflow.metrics.cost import median_ratio, time_in_turn
 from kflow.metrics.fidelity import (
     class_distances,
@@ -30,7 +30,6 @@ __all__ = [
     "frechet_distance",
     "leakage",
     "load_classifier",
-    "measure_agreement",
     "median_ratio",
     "projection_error",
     "time_in_turn",

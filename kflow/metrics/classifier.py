@@ -8,16 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from kflow.checkpoint import CARD, WEIGHTS, read_folder, write_folder
 from kflow.data import Images, load_data, to_float
 from kflow.networks import Classifier
-from kflow.records import Record
-from kflow.sample import sample
-from kflow.train import Run
 
 
 def train_classifier(
@@ -130,69 +126,3 @@ def classify(classifier: Classifier, images: Tensor, batch_size: int = 500) -> T
 def agreement(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
     """Share of images that the classifier assigns to their label."""
     return float((classify(classifier, images) == labels).float().mean())
-
-
-def measure_agreement(
-    run: Run,
-    judge: Classifier,
-    judge_card: dict[str, Any],
-    samples: int = 500,
-    steps: int = 30,
-    guidance_scale: float = 1.5,
-    seed: int = 0,
-) -> Record:
-    """How often the judge gives a class-conditional sample the class that it was asked for.
-
-    Args:
-        run: a class-conditional run.
-        judge, judge_card: from :func:`load_classifier`.
-        samples: how many, equally many of each class.
-        steps, guidance_scale: Euler steps and guidance of the sampler.
-        seed: of the noise.
-
-    Returns:
-        a record with ``agreement`` (a share), its 95 % Wilson ``interval``, and the judge's own ``judge_accuracy``.
-
-    Raises:
-        ValueError: samples is no multiple of the number of classes.
-    """
-    classes = run.model.network.classes
-    if not classes or samples % classes:
-        raise ValueError(f"samples is {samples}, allowed are multiples of the number of classes, {classes}")
-    started = time.perf_counter()
-    labels = torch.arange(samples) % classes
-    noise = torch.randn(samples, *run.model.path.decomposition.shape, generator=torch.Generator().manual_seed(seed))
-    parts = [
-        sample(run.model, part, label, steps=steps, guidance_scale=guidance_scale).data
-        for part, label in zip(noise.split(100), labels.split(100), strict=True)
-    ]
-    right = int((classify(judge, torch.cat(parts)) == labels).sum())
-    low, high = binomtest(right, samples).proportion_ci(method="wilson")
-    return Record(
-        name=f"{run.experiment.name}-agreement",
-        values={
-            "agreement": right / samples,
-            "interval": [float(low), float(high)],
-            "judge_accuracy": judge_card["test_accuracy"],
-        },
-        units={
-            "agreement": "share of samples",
-            "interval": "95 % Wilson interval of that share",
-            "judge_accuracy": f"share of {judge_card['test_images']} held-out images",
-        },
-        samples=samples,
-        seeds=[seed],
-        data=run.experiment.data,
-        data_hash=run.card["data_hash"],
-        experiment=run.experiment.name,
-        experiment_hash=run.experiment.hash,
-        checkpoint_hash=run.card["files"][WEIGHTS],
-        seconds=time.perf_counter() - started,
-        settings={
-            "solver": "euler",
-            "steps": steps,
-            "guidance_scale": guidance_scale,
-            "training_precision": run.card["precision"],
-            "judge": judge_card["files"],
-        },
-    )
