@@ -16,7 +16,8 @@ from kflow.checkpoint import ROOT
 from kflow.records import RECORDS, Record, read_seeds, student_interval
 
 RULES = ROOT / "notebooks" / "claims.yaml"
-KEYS = ("claim", "source", "paper", "reading", "value", "of", "against", "compare", "rule", "limit", "awaits", "choose")
+CHOICE = ("choose", "left", "gone")
+KEYS = ("claim", "source", "paper", "reading", "value", "of", "against", "compare", "rule", "limit", "awaits")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def load_rules(path: str | Path = RULES) -> list[dict[str, Any]]:
     """
     rules = yaml.safe_load(Path(path).read_text())
     for rule in rules:
-        unknown = rule.keys() - set(KEYS)
+        unknown = rule.keys() - {*KEYS, *CHOICE}
         if unknown or "claim" not in rule:
             raise ValueError(f"{rule.get('claim')!r} has {sorted(unknown)}, allowed are {', '.join(KEYS)}")
         if not rule.keys() & {"awaits", "choose"}:
@@ -81,7 +82,7 @@ def judge_claim(rule: dict[str, Any], folder: str | Path = RECORDS) -> Verdict:
     values = values[0] - values[1] if len(values) == 2 else values[0]
     names = tuple(group[seed].name for group in groups for seed in common)
     if len(common) < 3:
-        return Verdict(f"undecided, {len(common)} seed(s)", back(values.mean()), None, len(common), 3, names)
+        return Verdict("undecided, too few seeds", back(values.mean()), None, len(common), None, names)
     mean, half = student_interval(values)
     low, high = back(mean - half), back(mean + half)
     verdict = decide(rule, low, high)
@@ -127,21 +128,22 @@ def ledger(folder: str | Path = RECORDS, path: str | Path = RULES) -> pd.DataFra
             row["here"] = f"{found.estimate:{'+' if kind == ' more' else ''}.3g}{kind}{interval}"
             row["rule"] = {"below": "< ", "above": "> ", "within": "within "}[rule["rule"]] + f"{rule['limit']:g}"
             needed = f"; {found.needed or 'over 100'} seeds would decide" if found.verdict == "undecided" else ""
+            needed *= found.seeds > 0
             rows.append({**row, "verdict": found.verdict + needed})
     return pd.DataFrame(rows, columns=["claim", "source", "paper", "here", "rule", "verdict"]).fillna("")
 
 
-def choose_variant(folder: str | Path = RECORDS, left: float = 0.1, gone: float = 0.2) -> pd.DataFrame:
-    """The best steerable variant, by the last rule of claims.yaml: one row a variant, best first.
+def choose_variant(folder: str | Path = RECORDS, path: str | Path = RULES) -> pd.DataFrame:
+    """The best steerable variant, by the rule with ``choose``: one row a variant, best first.
 
-    Args:
-        left: most of the first band's way that may be left at its interval's end.
-        gone: most of the last band's way that may be gone there.
+    Steerable: when the first band's interval ends, at most ``left`` of its way is left, and at most ``gone`` of the last band's
+    way is gone.
 
     Returns:
         means over seeds of the Fréchet distance (class-conditional, guidance 1) and of both shares, whether it is
         ``steerable``, and the number of ``seeds``.
     """
+    (rule,) = (rule for rule in load_rules(path) if "choose" in rule)
     rows = {}
     for run in sorted({Record.read(path).experiment.split("-seed")[0] for path in Path(folder).glob("*-bands.json")}):
         distances, bands = (read_seeds(run, name, folder).values() for name in ("conditional", "bands"))
@@ -153,5 +155,5 @@ def choose_variant(folder: str | Path = RECORDS, left: float = 0.1, gone: float 
             "seeds": len(distances),
         }
     frame = pd.DataFrame.from_dict(rows, orient="index")
-    frame["steerable"] = (frame["left_at_join"] <= left) & (frame["gone_at_join"] <= gone)
+    frame["steerable"] = (frame["left_at_join"] <= rule["left"]) & (frame["gone_at_join"] <= rule["gone"])
     return frame.sort_values(["steerable", "fd"], ascending=[False, True])
