@@ -136,8 +136,8 @@ def ledger(folder: str | Path = RECORDS, path: str | Path = RULES) -> pd.DataFra
 def choose_variant(folder: str | Path = RECORDS, path: str | Path = RULES) -> pd.DataFrame:
     """The best steerable variant, by the rule with ``choose``: one row a variant, best first.
 
-    Steerable: when the first band's interval ends, at most ``left`` of its way is left, and at most ``gone`` of the last band's
-    way is gone.
+    Steerable: when the first band's interval ends, at most ``left`` of its way is left, and at most ``gone`` of the
+    last band's way is gone.
 
     Returns:
         means over seeds of the Fréchet distance (class-conditional, guidance 1) and of both shares, whether it is

@@ -7,9 +7,11 @@ python -m kflow.measure conditional runs/mine   one measurement of one run of yo
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -25,7 +27,7 @@ from tqdm.auto import tqdm
 
 from kflow import metrics
 from kflow.amplitude import PCA, Fourier, Identity, Meyer, Wavelet
-from kflow.checkpoint import CARD, CHECKPOINTS, ROOT, RUNS, WEIGHTS, load_model, read_card
+from kflow.checkpoint import CARD, CHECKPOINTS, ROOT, RUNS, load_model, read_card
 from kflow.data import Images, load_data, to_float, to_uint8
 from kflow.experiment import Experiment, choose_compile, choose_precision
 from kflow.flow.schedule import band_intervals
@@ -35,6 +37,7 @@ from kflow.train import draw
 from kflow.velocity import KFlow
 
 BATCH = 50  # samples at a time: the fastest on a CPU, where they stay in its cache
+COMPILED = 1000  # samples that repay compiling the network
 SEEDS = (0, 1, 2)
 Values = dict[str, Any]
 UNITS = {  # by the value's name
@@ -55,12 +58,14 @@ UNITS = {  # by the value's name
     "training_*": "time, ratio to the first model's",
     "*_error": "share of |Ψ|, by k",
     "*kept*": "share of the band's content",
-    "*_at_join": "share of the band's way",
+    "*_at_*": "share of the band's way",
+    "count": "samples in each draw",
     "dropped": "with the class dropped, units as without",
     "draws": "by draw, units as of the means",
     "judge_images": "held-out images",
     "*agreement": "share",
-    **dict.fromkeys(("precision", "recall"), "share"),
+    "*precision": "share",
+    "*recall": "share",
     "*": "squared standard deviations of features",  # Fréchet distances
 }
 
@@ -91,8 +96,9 @@ class Trained:
         The network computes as in training: in bf16 where the processor has it, compiled where that pays.
         """
         network = self.model.network
-        if len(noise) >= 1000 and choose_compile(self.experiment):
-            network = torch.compile(network)
+        if len(noise) >= COMPILED and choose_compile(self.experiment):
+            torch._dynamo.reset()  # or what was measured before decides what is compiled
+            network = torch.compile(network, dynamic=False)
         network = Fabric(accelerator="cpu", precision=choose_precision(self.experiment)).setup_module(network)
         model, parts = KFlow(network, self.model.path, self.model.output).eval(), []
         for i in tqdm(range(0, len(noise), BATCH), desc=f"{self.experiment.name}: {what}"):
@@ -117,6 +123,7 @@ def measure_fidelity(
     samples: int,
     steps: int,
     guidance_scale: float | None = None,
+    judge: str = "",
     drop_class_at: float | None = None,
     class_count: int = 0,
 ) -> Values:
@@ -132,10 +139,11 @@ def measure_fidelity(
     def look(images: Tensor) -> tuple[Values, Tensor]:
         found = metrics.extract_features(to_uint8(images), CHECKPOINTS / features, progress=False)
         draws = metrics.fidelity_of_draws(found, real_test)
-        values: Values = {name: sum(draw) / len(draw) for name, draw in draws.items()} | {"draws": draws}
+        values: Values = {name: sum(draw) / len(draw) for name, draw in draws.items()}
+        values |= {"draws": draws, "count": len(real_test)}
         if labels is not None:
-            judge, _ = metrics.load_classifier(CHECKPOINTS / f"{data.name}-judge")
-            values["agreement"] = metrics.agreement(judge, images, labels)
+            classifier, _ = metrics.load_classifier(CHECKPOINTS / judge)
+            values["agreement"] = metrics.agreement(classifier, images, labels)
         return values, found
 
     kept = trained.generate(trained.noise(samples), labels, **options)
@@ -157,12 +165,12 @@ def measure_fidelity(
     return values | {"detail_energy": energy[0] / energy[1]}
 
 
-def measure_agreement(trained: Trained, samples: int, steps: int, guidance_scale: float) -> Values:
+def measure_agreement(trained: Trained, judge: str, samples: int, steps: int, guidance_scale: float) -> Values:
     """How often the judge gives a class-conditional sample the class that it was asked for; 95 % Wilson interval."""
-    judge, card = metrics.load_classifier(CHECKPOINTS / f"{trained.data.name}-judge")
+    classifier, card = metrics.load_classifier(CHECKPOINTS / judge)
     labels = trained.labels(samples)
     images = trained.generate(trained.noise(samples), labels, steps=steps, guidance_scale=guidance_scale)
-    right = int((metrics.classify(judge, images) == labels).sum())
+    right = int((metrics.classify(classifier, images) == labels).sum())
     interval = list(binomtest(right, samples).proportion_ci(method="wilson"))
     return {
         "agreement": right / samples,
@@ -182,8 +190,9 @@ def measure_bands(trained: Trained, samples: int, steps: int) -> Values:
     outside = metrics.leakage(trajectory, k, path)
     starts, ends = band_intervals(experiment.bands, experiment.intervals, experiment.order)
     first, last = starts.index(min(starts)), ends.index(max(ends))
-    join = int((k - ends[first]).abs().argmin())
-    ways = {"left_at_join": float(left[join, first]), "gone_at_join": float(gone[join, last])}
+    join, start = (int((k - at).abs().argmin()) for at in (ends[first], starts[last]))
+    ways = {"left_at_join": left[join, first], "gone_at_join": gone[join, last], "gone_at_start": gone[start, last]}
+    ways = {name: float(way) for name, way in ways.items()}
     return {"leakage": float(outside.mean()), "leakage_by_step": outside.tolist(), **ways}
 
 
@@ -327,11 +336,19 @@ def run_folder(name: str | Path) -> Path:
 
 
 def wanted_settings(name: str) -> Values:
-    """A measurement's settings as its records hold them, with the hash of the feature network if it uses one."""
+    """A measurement's settings as its records hold them, with the hashes of the networks and experiments they name."""
     settings = {key: value for key, value in load_measurements()[name].items() if key != "runs"}
-    if "features" in settings:
-        settings["features_hash"] = read_card(CHECKPOINTS / settings["features"])["files"][WEIGHTS]
+    for key in {"features", "judge"} & settings.keys():
+        settings[f"{key}_hash"] = weights_hash(read_card(CHECKPOINTS / settings[key]))
+    if "models" in settings:
+        settings["models_hash"] = [named_experiment(model).hash for model in settings["models"]]
     return settings
+
+
+def weights_hash(card: Values) -> str:
+    """sha256 of a checkpoint's weights; of all its files' where there are more (PCA)."""
+    hashes = list(card["files"].values())
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def measure(name: str, run: str | Path | None = None, **changes: Any) -> Record:
@@ -351,7 +368,7 @@ def measure(name: str, run: str | Path | None = None, **changes: Any) -> Record:
         allowed = ", ".join(key + (" RUN" if "runs" in value else "") for key, value in found.items())
         raise ValueError(f"measurement is {name} {run or ''}, allowed are {allowed}")
     settings, machine, origin, started = wanted_settings(name) | changes, describe_machine(), {}, time.perf_counter()
-    arguments = {key: value for key, value in settings.items() if key not in ("measure", "features_hash")}
+    arguments = {key: value for key, value in settings.items() if key != "measure" and not key.endswith("_hash")}
     torch.manual_seed(0)
     if run is None:
         data, title, seed, first = settings["data"], name, 0, ()
@@ -359,8 +376,9 @@ def measure(name: str, run: str | Path | None = None, **changes: Any) -> Record:
         model, experiment, card = load_model(run_folder(run))
         data, title, seed = experiment.data, f"{experiment.name}-{name}", experiment.seed
         origin = {"experiment": experiment.name, "experiment_hash": experiment.hash}
-        origin["checkpoint_hash"] = card["files"][WEIGHTS]
+        origin["checkpoint_hash"] = weights_hash(card)
         first, machine["precision"] = (Trained(model, experiment),), choose_precision(experiment)
+        machine["compiled"] = settings["samples"] >= COMPILED and choose_compile(experiment)
     values = globals()[f"measure_{settings['measure']}"](*first, **arguments)
     units = {key: next(unit for pattern, unit in UNITS.items() if fnmatch(key, pattern)) for key in values}
     samples, seconds = settings.get("samples", len(load_data(data).train)), time.perf_counter() - started
@@ -387,8 +405,8 @@ def find_fault(name: str, run: str | None, folder: str | Path = RECORDS) -> str 
     now: Values = {"settings": wanted_settings(name), "data_hash": load_data(record.data).hash}
     if run:
         now["experiment_hash"] = named_experiment(run).hash
-        if (CHECKPOINTS / run).exists():
-            now["checkpoint_hash"] = read_card(CHECKPOINTS / run)["files"][WEIGHTS]
+        with suppress(FileNotFoundError):  # weights of seeds 1 and 2 need not be here
+            now["checkpoint_hash"] = weights_hash(read_card(run_folder(run)))
     changed = [key for key, value in now.items() if getattr(record, key) != value]
     return f"stale: its {', '.join(changed)} changed" if changed else None
 

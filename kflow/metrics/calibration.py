@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 
 from kflow.amplitude import Fourier, KAmplitude, Wavelet
 from kflow.data import Images, to_float, to_uint8
-from kflow.metrics.fidelity import extract_features, frechet_distance
+from kflow.metrics.fidelity import extract_features, fidelity_of_draws, frechet_distance
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
@@ -41,19 +42,27 @@ def contrast(images: Tensor, loss: float) -> Tensor:
     return images * (1 - loss)
 
 
-DEGRADATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ...]]] = {
-    "blur": (blur, (0.0, 0.4, 0.6, 0.8, 1.2)),
-    "noise": (noise, (0.0, 0.05, 0.1, 0.2, 0.4)),
-    "occlusion": (occlusion, (0.0, 0.02, 0.05, 0.1, 0.2)),
-    "contrast": (contrast, (0.0, 0.05, 0.1, 0.2, 0.4)),
-}
-IMBALANCE = (0.0, 0.25, 0.5, 0.75, 1.0)
+def band_noise(images: Tensor, sigma: float, band: int) -> Tensor:
+    """White noise in one of db6's two bands; sigma as for :func:`noise`."""
+    return images + Wavelet(images.shape[1:], "db6").split(noise(0 * images, sigma))[band]
 
 
 def exchange_band(images: Tensor, decomposition: KAmplitude, band: int) -> Tensor:
     """Every image with one band of another image of the set."""
     other = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
     return images + decomposition.split(other - images)[band]
+
+
+SHARES = {"_precision": "precision", "_recall": "recall"}
+IMBALANCE = (0.0, 0.25, 0.5, 0.75, 1.0)
+DEGRADATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ...]]] = {
+    "blur": (blur, (0.0, 0.4, 0.6, 0.8, 1.2)),
+    "noise": (noise, (0.0, 0.05, 0.1, 0.2, 0.4)),
+    "occlusion": (occlusion, (0.0, 0.02, 0.05, 0.1, 0.2)),
+    "contrast": (contrast, (0.0, 0.05, 0.1, 0.2, 0.4)),
+    "noise, low band": (partial(band_noise, band=0), (0.0, 0.1, 0.2, 0.4, 0.8)),
+    "noise, high band": (partial(band_noise, band=1), (0.0, 0.05, 0.1, 0.2, 0.4)),
+}
 
 
 def calibrate(data: Images, network: str | Path, progress: bool = True) -> dict[str, Any]:
@@ -64,9 +73,11 @@ def calibrate(data: Images, network: str | Path, progress: bool = True) -> dict[
         network: as for :func:`~kflow.metrics.extract_features`.
 
     Returns:
-        ``floor`` and ``floor_draws`` (untouched images); of every degradation a mapping from strength to distance;
-        ``imbalance``, by the share of the images of the upper half of classes that are replaced by such of the lower
-        half; ``exchange``, by decomposition and band; ``count``, of disjoint sets of training images, by size.
+        ``floor`` and its draws (untouched images in random order), ``floor_balanced`` and its draws (as many of each
+        class in every draw, as in the held-out set and in class-conditional samples), precision and recall of both; of
+        every degradation a mapping from strength to distance; ``imbalance``, by the share of the images of the upper
+        half of classes that are replaced by such of the lower half; ``exchange``, by decomposition and band; ``count``,
+        of disjoint sets of training images, by size.
     """
     clean, count = to_float(data.train), len(data.test)
     real = extract_features(data.test, network, progress=False)
@@ -81,8 +92,13 @@ def calibrate(data: Images, network: str | Path, progress: bool = True) -> dict[
         draws = distances(images)
         return sum(draws) / len(draws)
 
-    found: dict[str, Any] = {"floor_draws": distances(clean)}
-    found["floor"] = sum(found["floor_draws"]) / len(found["floor_draws"])
+    found: dict[str, Any] = {}
+    balanced = torch.stack([(labels == c).nonzero().flatten() for c in range(len(data.classes))], 1).flatten()
+    for name, chosen in {"floor": slice(None), "floor_balanced": balanced}.items():
+        features = extract_features(to_uint8(clean[chosen]), network, progress=False)
+        draws = fidelity_of_draws(features, real)
+        found[f"{name}_draws"] = draws["fd"]
+        found |= {name + end: sum(draws[k]) / len(draws[k]) for end, k in {"": "fd", **SHARES}.items()}
     for name, (spoil, strengths) in tqdm(DEGRADATIONS.items(), desc="degradations", disable=not progress):
         found[name] = {str(strength): mean(spoil(clean, strength)) for strength in strengths}
     upper = labels >= len(data.classes) // 2
