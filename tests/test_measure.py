@@ -89,8 +89,7 @@ def test_every_record_is_asked_for():
 @pytest.fixture
 def copied(tmp_path):
     """A folder with one good record."""
-    record = Record.read(RECORDS / "digits-lfm-bands.json") if (RECORDS / "digits-lfm-bands.json").exists() else None
-    record = record or Record.read(RECORDS / "digits-db6-bands.json")
+    record = Record.read(RECORDS / "digits-db6-bands.json")
     record.write(tmp_path)
     return tmp_path, record
 
