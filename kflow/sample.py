@@ -78,6 +78,9 @@ def sample(
     ask: str = "start",
     guidance_scale: float = 1.0,
     drop_class_at: float | None = None,
+    labels_after: Tensor | None = None,
+    start: float = 0.0,
+    end: float = 1.0,
     tolerance: float = 1e-5,
     trajectory: bool = False,
     progress: bool = False,
@@ -95,6 +98,8 @@ def sample(
             at its ``start``, as in the paper, or at the ``middle`` of its k-interval.
         guidance_scale: ω of Algorithm 3.
         drop_class_at: τ of Algorithm 3: from there on the class is dropped. None: never. It joins the grid.
+        labels_after: (batch,) classes from τ on, instead of none.
+        start, end: k from which to which: a part of the way, with ``noise`` the state at its start.
         tolerance: relative and absolute tolerance of adaptive solvers.
         trajectory: keep the state at every grid point (adaptive solvers: at every join).
         progress: show a progress bar.
@@ -111,14 +116,17 @@ def sample(
     if noise.shape[1:] != model.path.decomposition.shape:
         allowed = ", ".join(map(str, ("batch", *model.path.decomposition.shape)))
         raise ValueError(f"noise has shape {tuple(noise.shape)}, allowed is ({allowed})")
+    if not 0 <= start < end <= 1:
+        raise ValueError(f"start is {start} and end {end}, allowed are 0 to 1, the end after the start")
     check_labels(model, labels, len(noise))
+    check_labels(model, labels_after, len(noise))
     joins = sorted({*model.path.schedule.joins, *([] if drop_class_at is None else [drop_class_at])})
-    points = grid(joins, steps) if solver in FIXED else [0.0, *(j for j in joins if 0 < j < 1), 1.0]
+    points = grid(joins, steps, start, end) if solver in FIXED else [start, *(j for j in joins if start < j < end), end]
     state, nfe, kept = noise, 0, [noise]
 
     for low, high in tqdm(list(zip(points, points[1:], strict=False)), disable=not progress, desc="sampling"):
         dropped = drop_class_at is not None and (low + high) / 2 > drop_class_at
-        condition = {"labels": None if dropped else labels, "guidance_scale": guidance_scale}
+        condition = {"labels": labels_after if dropped else labels, "guidance_scale": guidance_scale}
 
         def at(k: float | Tensor) -> Tensor:
             return torch.as_tensor(k, dtype=noise.dtype, device=noise.device).expand(len(noise))
