@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kflow.data.files import check_hash, hash_of_files, prepared_file, read_faces, read_image_folder
+
 
 @dataclass(frozen=True)
 class Images:
@@ -78,14 +80,35 @@ def digits() -> Images:
     )
 
 
-DATA: dict[str, Callable[[], Images]] = {"digits": digits}
+@cache
+def faces() -> Images:
+    """12,794 grey photographs of faces, 64×64, one class: 11,794 train and 1,000 test (see :mod:`kflow.data.files`)."""
+    train, test = read_faces()
+    labels = (torch.zeros(len(part), dtype=torch.long) for part in (train, test))
+    return Images("faces", train, test, *labels, ("face",))
+
+
+@cache
+def cifar10() -> Images:
+    """CIFAR-10 as JPEG files, 32×32 in colour, ten classes: 50,000 train and 10,000 test, its own split.
+
+    The files are JPEG, with its artefacts in the high bands: results are not those of CIFAR-10 proper.
+    """
+    path = prepared_file("cifar10")
+    check_hash("cifar10", hash_of_files(path))
+    (train, train_labels, classes), (test, test_labels, _) = (read_image_folder(path, x) for x in ("train", "test"))
+    return Images("cifar10", train, test, train_labels, test_labels, classes)
+
+
+DATA: dict[str, Callable[[], Images]] = {"digits": digits, "faces": faces, "cifar10": cifar10}
 
 
 def load_data(name: str) -> Images:
     """A data set by name.
 
     Raises:
-        ValueError: another name.
+        ValueError: another name, or files whose content is not what it should be.
+        FileNotFoundError: its files are not there; it says how to get them.
     """
     if name not in DATA:
         raise ValueError(f"data is {name!r}, allowed are {', '.join(DATA)}")

