@@ -94,8 +94,7 @@ def save_model(model: KFlow, experiment: Experiment, folder: str | Path, half: b
         half: in half precision (float16), for committing.
         facts: further entries of the card: data hash, losses, wall time.
 
-    Raises:
-        FileExistsError: the folder exists; nothing is overwritten.
+    Raises FileExistsError: the folder exists; nothing is overwritten.
     """
     folder = Path(folder)
     if folder.exists():

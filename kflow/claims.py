@@ -22,30 +22,20 @@ KEYS = ("claim", "source", "paper", "reading", "value", "of", "against", "compar
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the records say about a claim.
+    """What the records say about a claim."""
 
-    Attributes:
-        verdict: supported, not supported, or undecided.
-        estimate: the ratio, difference or value that is judged.
-        interval: its 95 % interval; None with a single seed.
-        seeds: number of seeds; 0 for a record that stands on no trained run.
-        needed: seeds that would decide an undecided claim if mean and spread stayed; None if none would.
-        records: names of the records that it stands on.
-    """
-
-    verdict: str
-    estimate: float
-    interval: tuple[float, float] | None
-    seeds: int
-    needed: int | None
-    records: tuple[str, ...]
+    verdict: str  # supported, not supported, or undecided
+    estimate: float  # the ratio, difference or value that is judged
+    interval: tuple[float, float] | None  # its 95 % interval; None with fewer than three seeds
+    seeds: int  # 0 for a record that stands on no trained run
+    needed: int | None  # seeds that would decide, if mean and spread stayed; None if no number would
+    records: tuple[str, ...]  # that it stands on
 
 
 def load_rules(path: str | Path = RULES) -> list[dict[str, Any]]:
     """The rules, in order.
 
-    Raises:
-        ValueError: an unknown key, or a rule that is neither judged, awaited nor a choice; the claim is named.
+    Raises ValueError: an unknown key, or a rule that is neither judged, awaited nor a choice; the claim is named.
     """
     rules = yaml.safe_load(Path(path).read_text())
     for rule in rules:
@@ -66,8 +56,7 @@ def judge_claim(rule: dict[str, Any], folder: str | Path = RECORDS) -> Verdict:
 
     Ratios are judged by their logarithms. The interval is Student's over the seeds; runs are paired by seed.
 
-    Raises:
-        FileNotFoundError: a record is missing.
+    Raises FileNotFoundError: a record is missing.
     """
     name, key = rule["value"].split("/")
     if "of" not in rule:

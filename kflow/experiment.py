@@ -124,8 +124,7 @@ class Experiment:
     def load(cls, path: str | FilePath, /, **changes: Any) -> Experiment:
         """From a YAML file of parameters, with some of them changed.
 
-        Raises:
-            ValueError: naming the key, its value and what is allowed.
+        Raises ValueError: naming the key, its value and what is allowed.
         """
         try:
             values = yaml.safe_load(FilePath(path).read_text()) or {}

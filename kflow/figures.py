@@ -111,8 +111,7 @@ def image_grid(
         titles, row_labels, column_labels: one for each image, row, column.
         scale: width of an image in inches; less where the page is too narrow.
 
-    Raises:
-        ValueError: an image has neither 1 nor 3 channels.
+    Raises ValueError: an image has neither 1 nor 3 channels.
     """
     columns, gap, above = columns or min(len(images), 10), 0.05, 0.19 if titles else 0.0
     left = 0.1 + 0.072 * max(len(line) for label in row_labels for line in label.split("\n")) if row_labels else 0.0
@@ -368,13 +367,7 @@ def line_chart(
 
 
 def dot_chart(frame: pd.DataFrame, x: str, mark: float | None = None, note: str = "") -> Figure:
-    """One row a model: a dot for each seed, a line at their mean.
-
-    Args:
-        frame: columns ``model`` and ``y`` (the value), in the order of rows.
-        x: name of the axis.
-        mark: a dotted line, and ``note``, what it is.
-    """
+    """One row a model (columns ``model``, ``y``): a dot for each seed, a line at their mean; a dotted line at ``mark``."""
     names = list(frame["model"].unique())
     figure, axes = make_axes(0.7 + 0.22 * len(names), 1, 1)
     sns.stripplot(frame, x="y", y="model", color=BAND_COLOURS[0], jitter=False, size=5, alpha=0.8, ax=axes[0, 0])

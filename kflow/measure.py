@@ -8,6 +8,7 @@ python -m kflow.measure conditional runs/mine   one measurement of one run of yo
 from __future__ import annotations
 
 import hashlib
+import runpy
 import sys
 import time
 from collections.abc import Iterator
@@ -33,41 +34,12 @@ from kflow.experiment import Experiment, choose_compile, choose_precision
 from kflow.flow.schedule import band_intervals
 from kflow.records import RECORDS, Record, describe_machine
 from kflow.sample import sample
-from kflow.train import draw
 from kflow.velocity import KFlow
 
 BATCH = 50  # samples at a time: the fastest on a CPU, where they stay in its cache
 COMPILED = 1000  # samples that repay compiling the network
 SEEDS = (0, 1, 2)
 Values = dict[str, Any]
-UNITS = {  # by the value's name
-    "kid": "of the cubic kernel",
-    "cdr": "after/before, mean over classes",
-    "cdr_printed": "before/after, mean over classes",
-    "cdr_by_count": "as cdr, by samples of a class",
-    "detail_energy": "energy of db6's high band, after/before",
-    "leakage*": "share of |v|²",
-    "nfe*": "network evaluations a sample",
-    "norms": "mean norm, by band",
-    "seconds": "s, median",
-    "k": "scaling parameter",
-    "*_interval": "95 % interval",
-    "*_ratio": "ratio",
-    "*_over_high": "ratio of stage means",
-    "sampling_*": "time, ratio to the first model's",
-    "training_*": "time, ratio to the first model's",
-    "*_error": "share of |Ψ|, by k",
-    "*kept*": "share of the band's content",
-    "*_at_*": "share of the band's way",
-    "count": "samples in each draw",
-    "dropped": "with the class dropped, units as without",
-    "draws": "by draw, units as of the means",
-    "judge_images": "held-out images",
-    "*agreement": "share",
-    "*precision": "share",
-    "*recall": "share",
-    "*": "squared standard deviations of features",  # Fréchet distances
-}
 
 
 @dataclass(frozen=True)
@@ -276,45 +248,16 @@ def measure_calibration(data: str, features: str) -> Values:
     return metrics.calibrate(load_data(data), CHECKPOINTS / features)
 
 
-def measure_cost(data: str, models: list[str], samples: int, steps: int, rounds: int) -> Values:
-    """Seconds of sampling and of a training step, in turn, and ratios to the first; networks as initialised."""
-    calls, noise = {}, torch.randn(samples, *load_data(data).shape)
-    for name in models:
-        experiment = named_experiment(name)
-        model = experiment.make_model()
-        calls[f"sampling_{name}"] = lambda m=model: sample(m, noise, steps=steps)
-        calls[f"training_{name}"] = training_step(experiment, model)
-    seconds = metrics.time_in_turn(calls, rounds)
-    values: Values = {"seconds": {name: sorted(times)[rounds // 2] for name, times in seconds.items()}}
-    for name in calls:
-        base = f"{name.split('_')[0]}_{models[0]}"
-        if name != base:
-            values[name], values[f"{name}_interval"] = metrics.median_ratio(seconds[name], seconds[base])
-    return values
-
-
-def training_step(experiment: Experiment, model: KFlow):
-    """A step of Algorithm 1, drawing included."""
-    optimizer = torch.optim.AdamW([p for p in model.network.parameters() if p.requires_grad], fused=True)
-
-    def run() -> None:
-        model.loss(*draw(experiment, load_data(experiment.data), model, 0)).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return run
-
-
 def load_measurements() -> dict[str, Values]:
     """notebooks/measurements.yaml: by name, the settings, ``measure`` and ``runs`` among them."""
-    return yaml.safe_load((ROOT / "notebooks" / "measurements.yaml").read_text())
+    found = yaml.safe_load((ROOT / "notebooks" / "measurements.yaml").read_text())
+    return {name: settings for name, settings in found.items() if name != "units"}
 
 
 def named_experiment(name: str) -> Experiment:
     """The experiment of a run: that of a YAML file, or for NAME-seedN the same with another seed.
 
-    Raises:
-        FileNotFoundError: there is no such file.
+    Raises FileNotFoundError: there is no such file.
     """
     base, _, seed = name.partition("-seed")
     changes = {"seed": int(seed), "name": name} if seed else {}
@@ -324,8 +267,7 @@ def named_experiment(name: str) -> Experiment:
 def run_folder(name: str | Path) -> Path:
     """Where a run's weights are: committed, in ``runs/``, or in the folder of that name.
 
-    Raises:
-        FileNotFoundError: nowhere; it says how to train it.
+    Raises FileNotFoundError: nowhere; it says how to train it.
     """
     for folder in (CHECKPOINTS / name, RUNS / name / "model", Path(name) / "model", Path(name)):
         if (folder / CARD).exists():
@@ -379,8 +321,11 @@ def measure(name: str, run: str | Path | None = None, **changes: Any) -> Record:
         origin["checkpoint_hash"] = weights_hash(card)
         first, machine["precision"] = (Trained(model, experiment),), choose_precision(experiment)
         machine["compiled"] = settings["samples"] >= COMPILED and choose_compile(experiment)
-    values = globals()[f"measure_{settings['measure']}"](*first, **arguments)
-    units = {key: next(unit for pattern, unit in UNITS.items() if fnmatch(key, pattern)) for key in values}
+    file, _, function = settings["measure"].rpartition(":")  # a function here, or FILE:FUNCTION
+    found = runpy.run_path(str(ROOT / file)) if file else globals()
+    values = found[function if file else f"measure_{function}"](*first, **arguments)
+    patterns = yaml.safe_load((ROOT / "notebooks" / "measurements.yaml").read_text())["units"]
+    units = {key: next(unit for pattern, unit in patterns.items() if fnmatch(key, pattern)) for key in values}
     samples, seconds = settings.get("samples", len(load_data(data).train)), time.perf_counter() - started
     hashes = {"data_hash": load_data(data).hash, **origin}
     return Record(

@@ -106,8 +106,7 @@ def pipeline_steering(kind: str, drop_class_at: float = 0.3) -> Figure:
             low-scaling noise, several high-scaling ones (Figure 14).
         drop_class_at: τ, for ``class``.
 
-    Raises:
-        ValueError: another kind.
+    Raises ValueError: another kind.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, allowed are {', '.join(KINDS)}")

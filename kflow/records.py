@@ -117,8 +117,7 @@ def describe_machine() -> dict[str, Any]:
 def read_seeds(run: str, measurement: str, folder: str | Path = RECORDS) -> dict[int, Record]:
     """The records of a run with all its training seeds, by seed.
 
-    Raises:
-        FileNotFoundError: there is not even that of seed 0.
+    Raises FileNotFoundError: there is not even that of seed 0.
     """
     first = Record.read(Path(folder) / f"{run}-{measurement}.json")
     others = [Record.read(path) for path in sorted(Path(folder).glob(f"{run}-seed*-{measurement}.json"))]
@@ -148,8 +147,7 @@ def read_curves(measurement: str, runs: dict[str, str], key: str, folder: str | 
         runs: labels of the models by run.
         key: of the value, a mapping from x to y, or a list (whose x are the record's ``k``, or steps' numbers).
 
-    Returns:
-        columns ``model``, ``seed``, ``x``, ``y``.
+    Returns columns ``model``, ``seed``, ``x``, ``y``.
     """
     rows = []
     for run, label in runs.items():
@@ -162,10 +160,6 @@ def read_curves(measurement: str, runs: dict[str, str], key: str, folder: str | 
 
 def read_table(name: str, folder: str | Path = RECORDS) -> pd.DataFrame:
     """A table in the form of one of the paper's, from notebooks/tables.yaml and the records.
-
-    Args:
-        name: of the table there.
-        folder: of the records.
 
     Returns:
         one row a model, with what the paper prints (*paper: …*, on its data) and what is measured here (*here: …*): the

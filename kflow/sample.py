@@ -43,8 +43,7 @@ def grid(joins: Sequence[float], steps: int | Sequence[int], start: float = 0.0,
             more steps where there is more energy).
         start, end: ends of the grid.
 
-    Raises:
-        ValueError: too few steps for the joins, or as many numbers as there are not intervals.
+    Raises ValueError: too few steps for the joins, or as many numbers as there are not intervals.
     """
     edges = [start, *(j for j in joins if start < j < end), end]
     lengths = [high - low for low, high in zip(edges, edges[1:], strict=False)]
@@ -104,8 +103,7 @@ def sample(
         trajectory: keep the state at every grid point (adaptive solvers: at every join).
         progress: show a progress bar.
 
-    Raises:
-        ValueError: an unknown solver or ask, a label or τ out of range, too few steps.
+    Raises ValueError: an unknown solver or ask, a label or τ out of range, too few steps.
     """
     if solver not in FIXED + ADAPTIVE:
         raise ValueError(f"solver is {solver!r}, allowed are {', '.join(FIXED + ADAPTIVE)}")

@@ -20,15 +20,8 @@ def draw_noise(seed: int, shape: Sequence[int], count: int = 1) -> Tensor:
     The page without a kernel has the same generator, so that a seed means the same picture there and here.
 
     Args:
-        seed: 0 to 2³² − 1; sample i of a draw has the seed ``seed + i``, modulo 2³².
-        shape: of one sample.
-        count: number of samples.
-
-    Returns:
-        (count, *shape) float32.
-
-    Raises:
-        ValueError: a seed out of range.
+        seed: 0 to 2³² − 1 (else a ValueError); sample i of a draw has the seed ``seed + i``, modulo 2³².
+        shape, count: of one sample, and number of samples. Returns (count, *shape) float32.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}, allowed are whole numbers from 0 to {2**32 - 1}")
@@ -54,13 +47,7 @@ def compose_noise(decomposition: KAmplitude, noises: Sequence[Tensor]) -> Tensor
     Composed among coefficients: those of a band that is not touched are the same bit for bit.
 
     Args:
-        noises: for every band, low scaling first, (batch, \*shape).
-
-    Returns:
-        (batch, \*shape).
-
-    Raises:
-        ValueError: not one noise for each band.
+        noises: for every band (else a ValueError), low scaling first, (batch, \*shape). Returns (batch, \*shape).
     """
     if len(noises) != decomposition.bands:
         raise ValueError(f"there are {len(noises)} noises, allowed are {decomposition.bands}, one for each band")
@@ -78,10 +65,7 @@ class Steered(KFlow):
         model: the trained model; its weights are shared.
         localised: the velocity is projected on the bands that move at k, so that finished and waiting bands stay where
             they are, exactly. The exact velocity of a hard bump has this property, a trained one nearly.
-        band_guidance: ω of each band, low scaling first, in place of one guidance scale for all.
-
-    Raises:
-        ValueError: not one guidance scale for each band.
+        band_guidance: ω of each band (else a ValueError), low scaling first, in place of one guidance scale for all.
     """
 
     def __init__(self, model: KFlow, localised: bool = False, band_guidance: Sequence[float] | None = None):
@@ -115,12 +99,9 @@ def invert(
     cancel on the way back, those of ``midpoint``, ``heun`` and ``rk4`` nearly do.
 
     Args:
-        data: (batch, \*shape).
-        labels: (batch,) classes, or None.
-        steps, solver, options: as for :func:`~kflow.sample.sample`.
+        data: (batch, \*shape). labels, steps, solver, options: as for :func:`~kflow.sample.sample`.
 
-    Returns:
-        samples whose ``data`` is the noise, and whose ``k`` and trajectory run from data to noise.
+    Returns samples whose ``data`` is the noise, and whose ``k`` and trajectory run from data to noise.
     """
     schedule = SimpleNamespace(joins=tuple(sorted(1 - join for join in model.path.schedule.joins)))
     backward = SimpleNamespace(

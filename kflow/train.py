@@ -69,10 +69,7 @@ def train(experiment: Experiment, folder: str | Path | None = None, progress: bo
 
     data = load_data(experiment.data)
     precision = choose_precision(experiment)
-    loggers = [
-        CSVLogger(folder, "log", flush_logs_every_n_steps=1),
-        TensorBoardLogger(folder, "tensorboard"),
-    ]
+    loggers = [CSVLogger(folder, "log", flush_logs_every_n_steps=1), TensorBoardLogger(folder, "tensorboard")]
     fabric = Fabric(
         accelerator=experiment.accelerator,
         devices=experiment.devices,
@@ -211,8 +208,7 @@ def summarise(
     Args:
         pending: of each step its number, k (batch,), losses (batch,) and the norm of the gradient.
 
-    Raises:
-        FloatingPointError: a loss or a gradient is not finite, with the step, and k and band of its largest loss.
+    Raises FloatingPointError: a loss or a gradient is not finite, with the step, and k and band of its largest loss.
     """
     for step, k, losses, norm in pending:
         if not (losses.isfinite().all() and norm.isfinite()):

@@ -317,8 +317,7 @@ def test_a_finished_run_is_only_loaded(run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
-    [({"seed": 1}, "seed = 0, asked is 1"), ({"images": 1280}, "images = 640, asked is 1280")],
+    ("changes", "says"), [({"seed": 1}, "seed = 0, asked is 1"), ({"images": 1280}, "images = 640, asked is 1280")]
 )
 def test_another_experiment_in_the_folder_is_an_error(run, changes, says):
     before = contents(run.folder)

@@ -4,5 +4,3 @@ from kflow.amplitude.decomposition import Identity, KAmplitude
 from kflow.amplitude.fourier import Fourier
 from kflow.amplitude.pca import PCA
 from kflow.amplitude.wavelet import Meyer, Wavelet
-
-__all__ = ["PCA", "Fourier", "Identity", "KAmplitude", "Meyer", "Wavelet"]

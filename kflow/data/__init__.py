@@ -1,5 +1,3 @@
 """Where samples come from."""
 
 from kflow.data.images import Images, load_data, to_float, to_uint8
-
-__all__ = ["Images", "load_data", "to_float", "to_uint8"]

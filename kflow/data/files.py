@@ -12,6 +12,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,7 @@ PREPARED = {
 
 
 def prepared_file(name: str) -> Path:
-    """Where a prepared data set is: in the folder KFLOW_DATA, or ``data/``.
-
-    Raises:
-        FileNotFoundError: it is not there; it says what to get, from where, and how.
-    """
+    """Where a prepared data set is, in the folder KFLOW_DATA or ``data/``; a FileNotFoundError says how to get it."""
     file, source, _ = PREPARED[name]
     path = Path(os.environ.get("KFLOW_DATA") or ROOT / "data") / file
     if not path.exists():
@@ -64,11 +61,7 @@ def check_hash(name: str, found: str) -> None:
 
 
 def read_faces() -> tuple[Tensor, Tensor]:
-    """The faces, (train, test): (N, 1, 64, 64) uint8. Test: the first 1,000 by sha1 of the file name.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`prepared_file` and :func:`check_hash`.
-    """
+    """The faces, (train, test): (N, 1, 64, 64) uint8. Test: the first 1,000 by sha1 of the file name."""
     with np.load(prepared_file("faces")) as file:
         images, names = file["images"], file["names"]
     check_hash("faces", hashlib.sha256(images.tobytes()).hexdigest())
@@ -78,11 +71,7 @@ def read_faces() -> tuple[Tensor, Tensor]:
 
 
 def image_files(path: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """The pictures of a folder or a zip file: names in sorted order, with a function that reads each.
-
-    Raises:
-        FileNotFoundError: there is no such folder or zip, or no picture in it.
-    """
+    """The pictures of a folder or zip file (FileNotFoundError if none): sorted names and how to read each."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no folder or zip file {path}")
@@ -95,24 +84,17 @@ def image_files(path: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         read = archive.read
     if not names:
         raise FileNotFoundError(f"there are no pictures ({', '.join(SUFFIXES)}) in {path}")
-    for name in names:
-        yield name, lambda name=name: read(name)
+    yield from ((name, partial(read, name)) for name in names)
 
 
 def read_image_folder(path: str | Path, split: str, mode: str = "RGB") -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Pictures of one size in class folders, SPLIT/CLASS/NAME, in a folder or a zip file.
 
     Args:
-        path: the folder or zip file.
-        split: such as ``train``.
-        mode: ``RGB`` or ``L`` (grey).
+        path: the folder or zip file. split: such as ``train``. mode: ``RGB`` or ``L`` (grey).
 
-    Returns:
-        images (N, channel, height, width) uint8 in the order of names, labels (N,) int64, and the names of the classes.
-
-    Raises:
-        FileNotFoundError: there are none.
-        ValueError: two sizes; the first picture that differs is named.
+    Returns images (N, channel, height, width) uint8 in the order of names, labels (N,) int64, and the classes' names.
+    Raises FileNotFoundError if there are none, ValueError at the first picture of another size.
     """
     files = [(name.split("/")[-2], name, read) for name, read in image_files(path) if f"/{split}/" in f"/{name}"]
     if not files:
@@ -145,14 +127,9 @@ def hash_of_files(path: str | Path) -> str:
 
 
 def prepare(name: str, source: str | Path | None = None) -> Path:
-    """Make the prepared file of a data set from its public source, and check that it is the same.
+    """Make the prepared file of a data set from its public source: a zip file or folder, downloaded if not given.
 
-    Args:
-        name: faces or cifar10.
-        source: zip file or folder of the source repository; downloaded if not given.
-
-    Raises:
-        ValueError: an unknown name, or the result is not the data set that all numbers were measured on.
+    Raises ValueError if the result is not the data set that all numbers were measured on.
     """
     if name not in PREPARED:
         raise ValueError(f"data is {name!r}, allowed are {', '.join(PREPARED)}")

@@ -2,5 +2,3 @@
 
 from kflow.flow.path import Path
 from kflow.flow.schedule import HardBump, Linear, Schedule, SoftBump
-
-__all__ = ["HardBump", "Linear", "Path", "Schedule", "SoftBump"]

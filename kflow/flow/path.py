@@ -22,8 +22,7 @@ class Path(nn.Module):
         decomposition: gives the projections P_b.
         schedule: gives the weights w_b(k).
 
-    Raises:
-        ValueError: the two have different numbers of bands.
+    Raises ValueError: the two have different numbers of bands.
     """
 
     def __init__(self, decomposition: KAmplitude, schedule: Schedule):
@@ -45,11 +44,8 @@ class Path(nn.Module):
             data, noise: (batch, *shape).
             k: (batch,) in [0, 1].
 
-        Returns:
-            state and velocity, each (batch, *shape). The state is exactly the noise at k = 0 and the data at k = 1.
-
-        Raises:
-            ValueError: shapes that do not fit each other, or k outside [0, 1].
+        Returns state and velocity, each (batch, *shape). The state is exactly the noise at k = 0 and the data at k = 1.
+        Raises ValueError: shapes that do not fit each other, or k outside [0, 1].
         """
         if data.shape != noise.shape or k.shape != data.shape[:1]:
             raise ValueError(

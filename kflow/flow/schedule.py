@@ -40,8 +40,7 @@ class Schedule(ABC):
             uniform: ``k`` draws k ~ U(0, 1) (Algorithm 1); ``w`` draws k so that the mean of w_b over the bands is
                 uniform, that is with density ∝ Σ_b dw_b/dk: less time where nothing moves.
 
-        Raises:
-            ValueError: another value of ``uniform``.
+        Raises ValueError: another value of ``uniform``.
         """
         if uniform not in ("k", "w"):
             raise ValueError(f"uniform is {uniform!r}, allowed are 'k' and 'w'")
@@ -101,8 +100,7 @@ class HardBump(Schedule):
         order: ``low-to-high``, or ``high-to-low`` (Table 6, Figure 4b).
         connection: ``cubic`` (Eq. 18), ``meyer``, or ``linear``.
 
-    Raises:
-        ValueError: an unknown order or connection, or intervals that do not fit.
+    Raises ValueError: an unknown order or connection, or intervals that do not fit.
     """
 
     def __init__(
@@ -141,8 +139,7 @@ class SoftBump(Schedule):
         degree: n, a whole number from 1 to 1000; the larger, the sharper.
         intervals, order: as for :class:`HardBump`.
 
-    Raises:
-        ValueError: a width or degree outside its range, or a wrong order or intervals.
+    Raises ValueError: a width or degree outside its range, or a wrong order or intervals.
     """
 
     def __init__(
@@ -206,8 +203,7 @@ def band_intervals(bands: int, intervals: Sequence[float] | None, order: str) ->
 def check_k(k: Tensor) -> Tensor:
     """k itself, if all of it lies in [0, 1].
 
-    Raises:
-        ValueError: naming the first value that does not.
+    Raises ValueError: naming the first value that does not.
     """
     outside = ~((k >= 0) & (k <= 1))
     if outside.any():

@@ -19,8 +19,7 @@ def way_of_bands(trajectory: Tensor, decomposition: KAmplitude) -> tuple[Tensor,
         trajectory: (T, batch, \*shape), noise first.
         decomposition: gives the bands.
 
-    Returns:
-        gone and left, each (T, B).
+    Returns gone and left, each (T, B).
     """
     parts = torch.stack([decomposition.split(state) for state in trajectory]).flatten(3)
     whole = (parts[-1] - parts[0]).norm(dim=2).clamp(min=1e-12)
@@ -37,8 +36,7 @@ def leakage(trajectory: Tensor, k: Tensor, path: Path) -> Tensor:
         trajectory: (T, batch, \*shape), noise first. k: (T,).
         path: gives bands and schedule.
 
-    Returns:
-        (T − 1,), ratios of means over the batch.
+    Returns (T − 1,), ratios of means over the batch.
     """
     change = torch.stack([path.decomposition.split(step).flatten(2) for step in trajectory.diff(dim=0)])
     energy = change.square().sum(3).mean(2)  # (T − 1, B)
@@ -56,8 +54,7 @@ def content_kept(first: Tensor, second: Tensor, independent: Tensor, decompositi
         first, second, independent: (batch, \*shape), the samples a, b and c.
         decomposition: gives the bands.
 
-    Returns:
-        (B,).
+    Returns (B,).
     """
     same, other = (decomposition.split(first - x).flatten(2).square().sum(2).mean(1) for x in (second, independent))
     return 1 - same / other

@@ -69,8 +69,7 @@ def calibrate(data: Images, network: str | Path, progress: bool = True) -> dict[
     """Fréchet distances of spoilt training images to the held-out ones, means over disjoint draws of equal count.
 
     Args:
-        data: the data set.
-        network: as for :func:`~kflow.metrics.extract_features`.
+        data, network: the data set; the network as for :func:`~kflow.metrics.extract_features`.
 
     Returns:
         ``floor`` and its draws (untouched images in random order), ``floor_balanced`` and its draws (as many of each

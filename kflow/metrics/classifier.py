@@ -38,8 +38,7 @@ def train_classifier(
         tone: vary contrast and add noise in training, for a feature network that does not take a shade of grey, which
             nobody sees, for a difference in content.
 
-    Raises:
-        FileExistsError: the folder exists.
+    Raises FileExistsError: the folder exists.
     """
     if Path(folder).exists():
         raise FileExistsError(f"{folder} exists: remove it first, nothing is overwritten")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Subset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
@@ -22,31 +22,18 @@ OURS, INCEPTION = "kflow-classifier", "inception-v3-compat"
 
 
 class ClassifierFeatures(FeatureExtractorBase):
-    """A classifier of ours as torch-fidelity's custom feature extractor.
+    """A classifier of ours, trained by ``00_features``, as torch-fidelity's feature extractor ``kflow-classifier``.
 
-    Registered as ``kflow-classifier``, so that torch-fidelity's own interface takes it too, with the classifier's
-    folder as ``feature_extractor_weights_path``.
-
-    Args:
-        name, features_list: as torch-fidelity gives them.
-        feature_extractor_weights_path: folder of a classifier trained by ``00_features``.
+    torch-fidelity's own interface takes it too, with its folder as ``feature_extractor_weights_path``.
     """
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str | Path, **_):
         super().__init__(name, features_list)
         self.classifier, _ = load_classifier(feature_extractor_weights_path)
 
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return ("features",)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "features"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
+    get_provided_features_list = staticmethod(lambda: ("features",))
+    get_default_feature_layer_for_metric = staticmethod(lambda metric: "features")
+    can_be_compiled = staticmethod(lambda: False)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         """Features of images (batch, channel, height, width) uint8: a tuple of one tensor (batch, D)."""
@@ -55,19 +42,6 @@ class ClassifierFeatures(FeatureExtractorBase):
 
 if OURS not in FEATURE_EXTRACTORS_REGISTRY:
     register_feature_extractor(OURS, ClassifierFeatures)
-
-
-class _InThreeChannels(Dataset):
-    """uint8 images as torch-fidelity reads them: grey ones in three channels, as its networks want them."""
-
-    def __init__(self, images: Tensor, channels: int):
-        self.images = images.expand(-1, channels, -1, -1)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
 
 
 def extract_features(
@@ -80,15 +54,10 @@ def extract_features(
         network: the folder of a classifier of ours (``checkpoints/digits-features``), or one of torch-fidelity's names:
             ``inception-v3-compat`` (with it the Fréchet distance is FID), ``vgg16``, ``dinov2-vit-b-14``, …
         weights: for torch-fidelity's networks, a file of their weights; None: torch-fidelity fetches them.
-        batch_size: images at a time.
-        progress: show a progress bar.
+        batch_size, progress: images at a time; whether to show a progress bar.
 
-    Returns:
-        (N, D) float64.
-
-    Raises:
-        ValueError: the images are not uint8, or there is no such network.
-        FileNotFoundError: there are no such weights.
+    Returns (N, D) float64. Raises ValueError if the images are not uint8 or there is no such network, FileNotFoundError
+    if there are no such weights.
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype}, allowed is torch.uint8 (see kflow.data.to_uint8)")
@@ -101,17 +70,15 @@ def extract_features(
     layer = FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric("fid")
     path, cuda = str(network if ours else weights or "") or None, torch.cuda.is_available()
     extractor = create_feature_extractor(name, [layer], cuda, feature_extractor_weights_path=path, verbose=False)
-    dataset = _InThreeChannels(images, images.shape[1] if ours else 3)
+    dataset = Subset(
+        images if ours else images.expand(-1, 3, -1, -1), range(len(images))
+    )  # torch-fidelity's are in colour
     found = get_featuresdict_from_dataset(dataset, extractor, batch_size, cuda, save_cpu_ram=True, verbose=progress)
     return found[layer].double()
 
 
 def distance_name(network: str | Path) -> str:
-    """What the Fréchet distance in this network's features is called: only Inception's is FID.
-
-    Args:
-        network: as for :func:`extract_features`.
-    """
+    """What the Fréchet distance in a network's features is called: only Inception's is FID."""
     name = Path(network).name
     return "FID" if name == INCEPTION else f"FD ({name.removesuffix('-features')} features)"
 
@@ -136,8 +103,7 @@ def fidelity(generated: Tensor, real: Tensor, neighbours: int = 3) -> dict[str, 
         ``fd``, the Fréchet distance; ``precision``, ``recall``, shares; ``kid``, the unbiased kernel distance of all N
         against all N (Bińkowski et al. 2018).
 
-    Raises:
-        ValueError: the counts differ.
+    Raises ValueError: the counts differ.
     """
     if len(generated) != len(real):
         raise ValueError(
@@ -154,17 +120,9 @@ def fidelity(generated: Tensor, real: Tensor, neighbours: int = 3) -> dict[str, 
 
 
 def fidelity_of_draws(generated: Tensor, real: Tensor) -> dict[str, list[float]]:
-    """:func:`fidelity` of disjoint draws of generated features, each as many as there are real ones.
+    """:func:`fidelity` of disjoint draws of generated features (n·N, D), each as many as the real ones (N, D).
 
-    Args:
-        generated: (n·N, D) features; what is left over is not used.
-        real: (N, D).
-
-    Returns:
-        of each measure its n values.
-
-    Raises:
-        ValueError: there are fewer generated than real features.
+    Returns of each measure its n values. Raises ValueError if there are fewer generated than real features.
     """
     if len(generated) < len(real):
         raise ValueError(f"there are {len(generated)} generated features, allowed are {len(real)} or more")
@@ -178,16 +136,11 @@ def class_distances(
     """FID(c) of Eq. 25 for each class, from the first ``count`` features of the class on both sides.
 
     Args:
-        generated, real: features (N, D), (M, D).
-        labels, real_labels: (N,), (M,).
-        classes: which.
-        count: how many of each class.
+        generated, real: features (N, D), (M, D), with labels (N,), (M,).
+        classes, count: which classes, and how many of each.
 
-    Returns:
-        (len(classes),) float64; their mean is the class-conditional FID of Eq. 24.
-
-    Raises:
-        ValueError: a class has fewer features.
+    Returns (len(classes),) float64; their mean is the class-conditional FID of Eq. 24. Raises ValueError if a class has
+    fewer features.
     """
     distances = []
     for c in classes:

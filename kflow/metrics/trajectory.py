@@ -17,8 +17,7 @@ def projection_error(trajectory: Tensor, components: int = 2, centred: bool = Tr
         components: how many.
         centred: subtract the trajectory's mean over T first, as in PCA.
 
-    Returns:
-        (T, batch).
+    Returns (T, batch).
     """
     points = trajectory.flatten(2).transpose(0, 1).double()  # (batch, T, D)
     moved = points - points.mean(1, keepdim=True) if centred else points

@@ -2,5 +2,3 @@
 
 from kflow.networks.classifier import Classifier
 from kflow.networks.dit import DiT, load_published, make_dit
-
-__all__ = ["Classifier", "DiT", "load_published", "make_dit"]

@@ -91,8 +91,7 @@ class DiT(nn.Module):
         classes: number of classes; 0 for an unconditional network.
         out_channels: channels of the output; those of the state if not given.
 
-    Raises:
-        ValueError: sizes that do not divide.
+    Raises ValueError: sizes that do not divide.
     """
 
     def __init__(
@@ -150,8 +149,7 @@ class DiT(nn.Module):
             weights: (batch, B), the band weights at k.
             labels: (batch,) whole numbers from 0 to the number of classes (the null label), or None for no class.
 
-        Returns:
-            (batch, out_channels, height, width).
+        Returns (batch, out_channels, height, width).
         """
         dtype = self.final_layer.linear.weight.dtype
         condition = self.k_embedder(k, weights)
@@ -170,8 +168,7 @@ class DiT(nn.Module):
 def make_dit(name: str, shape: Sequence[int], bands: int = 1, classes: int = 0, out_channels: int | None = None) -> DiT:
     """A DiT by name, such as ``DiT-L/2``: size nano, micro, mini (ours), S, B, L or XL, patch size 2, 4 or 8.
 
-    Raises:
-        ValueError: another name.
+    Raises ValueError: another name.
     """
     size, _, patch = name.removeprefix("DiT-").partition("/")
     if not name.startswith("DiT-") or size not in SIZES or patch not in map(str, PATCHES):
@@ -193,8 +190,7 @@ def load_published(network: DiT, weights: dict[str, Tensor]) -> None:
         network: of the published size.
         weights: the published ``state_dict``.
 
-    Raises:
-        ValueError: names or shapes that do not fit, which it lists.
+    Raises ValueError: names or shapes that do not fit, which it lists.
     """
     renamed = {name.replace("t_embedder.", "k_embedder."): value for name, value in weights.items()}
     own = network.state_dict()

@@ -2,5 +2,3 @@
 
 from kflow.velocity.model import KFlow
 from kflow.velocity.oracle import GaussianOracle, PointsOracle
-
-__all__ = ["GaussianOracle", "KFlow", "PointsOracle"]

@@ -27,8 +27,7 @@ class KFlow(nn.Module):
         output: ``velocity`` or ``displacement``.
         loss_bands: ``all``, or ``active``: the loss counts only the bands that move at k (C.4).
 
-    Raises:
-        ValueError: another output or loss_bands, or ``active`` with ``displacement``.
+    Raises ValueError: another output or loss_bands, or ``active`` with ``displacement``.
     """
 
     def __init__(self, network: nn.Module, path: Path, output: str = "velocity", loss_bands: str = "all"):
@@ -74,8 +73,7 @@ class KFlow(nn.Module):
             labels: (batch,) or None for the unconditional output.
             guidance_scale: ω; 1 is plain conditional sampling, 0 unconditional.
 
-        Raises:
-            ValueError: k outside [0, 1], or not one k for each sample.
+        Raises ValueError: k outside [0, 1], or not one k for each sample.
         """
         if k.shape != state.shape[:1]:
             raise ValueError(f"k has shape {tuple(k.shape)}, allowed is {tuple(state.shape[:1])}, one for each sample")
@@ -105,8 +103,7 @@ class KFlow(nn.Module):
     ) -> Tensor:
         """The exact step of a constant displacement, Σ_b (w_b(end) − w_b(start)) P_b δ̂, with δ̂ asked at k = ask.
 
-        Raises:
-            ValueError: the output is not ``displacement``, or a k outside [0, 1].
+        Raises ValueError: the output is not ``displacement``, or a k outside [0, 1].
         """
         if self.output != "displacement":
             raise ValueError(f"the band increment needs output 'displacement', this model's is {self.output!r}")
@@ -116,8 +113,7 @@ class KFlow(nn.Module):
     def preview(self, state: Tensor, k: Tensor, labels: Tensor | None = None, guidance_scale: float = 1.0) -> Tensor:
         """The posterior mean of the finished sample, Ψ + Σ_b (1 − w_b) P_b δ̂; arguments as for :meth:`predict`.
 
-        Raises:
-            ValueError: the output is not ``displacement``: a velocity says nothing about waiting bands.
+        Raises ValueError: the output is not ``displacement``: a velocity says nothing about waiting bands.
         """
         if self.output != "displacement":
             raise ValueError(f"a preview needs output 'displacement', this model's is {self.output!r}")

@@ -36,8 +36,7 @@ class Oracle(KFlow, ABC):
     def predict(self, state: Tensor, k: Tensor, labels: None = None, guidance_scale: float = 1.0) -> Tensor:
         """:meth:`displacement`, under the name and with the arguments that a solver uses; labels are ignored.
 
-        Raises:
-            ValueError: k outside [0, 1].
+        Raises ValueError: k outside [0, 1].
         """
         return self.displacement(state, check_k(k))
 
@@ -110,8 +109,7 @@ class PointsOracle(Oracle):
         path: the path.
         blur: σ ≥ 0.
 
-    Raises:
-        ValueError: a negative blur.
+    Raises ValueError: a negative blur.
     """
 
     def __init__(self, points: Tensor, path: Path, blur: float = 0.0):

@@ -112,11 +112,12 @@ def test_only_inceptions_distance_is_called_fid():
 
 def test_our_features_are_the_classifiers_standardised():
     data = load_data("digits")
-    features = extract_features(data.train[:1000], FEATURES, progress=False)
+    some = data.train[::5]  # they are sorted by class
+    features = extract_features(some, FEATURES, progress=False)
     classifier, card = load_classifier(FEATURES)
-    expected = torch.cat([classifier.features(to_float(part)) for part in data.train[:1000].split(100)])
+    expected = torch.cat([classifier.features(to_float(part)) for part in some.split(100)])
     torch.testing.assert_close(features.float(), expected, atol=1e-4, rtol=1e-4)
-    assert features.shape == (1000, 7 * card["width"])
+    assert features.shape == (900, 7 * card["width"])
     assert 0.8 < features.std(0).median() < 1.2 and features.mean(0).abs().median() < 0.1
     assert card["test_accuracy"] >= 0.98
 

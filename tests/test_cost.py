@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from kflow.metrics import median_ratio, time_in_turn
+from benchmarks.cost import median_ratio, time_in_turn
 
 
 def test_calls_take_turns_and_the_first_round_does_not_count():
