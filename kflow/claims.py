@@ -116,8 +116,8 @@ def ledger(folder: str | Path = RECORDS, path: str | Path = RULES) -> pd.DataFra
             interval = " ({:.3g} to {:.3g})".format(*found.interval) if found.interval else ""
             row["here"] = f"{found.estimate:{'+' if kind == ' more' else ''}.3g}{kind}{interval}"
             row["rule"] = {"below": "< ", "above": "> ", "within": "within "}[rule["rule"]] + f"{rule['limit']:g}"
-            needed = f"; {found.needed or 'over 100'} seeds would decide" if found.verdict == "undecided" else ""
-            needed *= found.seeds > 0
+            needed = f"; {found.needed or 'over 100'} seeds would decide"
+            needed *= found.verdict == "undecided" and found.seeds > 0
             rows.append({**row, "verdict": found.verdict + needed})
     return pd.DataFrame(rows, columns=["claim", "source", "paper", "here", "rule", "verdict"]).fillna("")
 

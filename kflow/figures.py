@@ -367,7 +367,7 @@ def line_chart(
 
 
 def dot_chart(frame: pd.DataFrame, x: str, mark: float | None = None, note: str = "") -> Figure:
-    """One row a model (columns ``model``, ``y``): a dot for each seed, a line at their mean; a dotted line at ``mark``."""
+    """One row a model (columns ``model``, ``y``): a dot for each seed, a line at the mean, a dotted one at ``mark``."""
     names = list(frame["model"].unique())
     figure, axes = make_axes(0.7 + 0.22 * len(names), 1, 1)
     sns.stripplot(frame, x="y", y="model", color=BAND_COLOURS[0], jitter=False, size=5, alpha=0.8, ax=axes[0, 0])

@@ -72,7 +72,7 @@ class Trained:
             torch._dynamo.reset()  # or what was measured before decides what is compiled
             network = torch.compile(network, dynamic=False)
         network = Fabric(accelerator="cpu", precision=choose_precision(self.experiment)).setup_module(network)
-        model, parts = KFlow(network, self.model.path, self.model.output).eval(), []
+        model, parts = KFlow(network, self.model.path, self.model.output, self.model.loss_bands).eval(), []
         for i in tqdm(range(0, len(noise), BATCH), desc=f"{self.experiment.name}: {what}"):
             label = None if labels is None else labels[i : i + BATCH]
             result = sample(model, noise[i : i + BATCH], label, **options)
@@ -251,7 +251,7 @@ def measure_calibration(data: str, features: str) -> Values:
 def load_measurements() -> dict[str, Values]:
     """notebooks/measurements.yaml: by name, the settings, ``measure`` and ``runs`` among them."""
     found = yaml.safe_load((ROOT / "notebooks" / "measurements.yaml").read_text())
-    return {name: settings for name, settings in found.items() if name != "units"}
+    return {name: found[name] for name in found if name != "units"}
 
 
 def named_experiment(name: str) -> Experiment:

@@ -85,9 +85,8 @@ class Steered(KFlow):
     def velocity(self, state: Tensor, k: Tensor, labels: Tensor | None = None, guidance_scale: float = 1.0) -> Tensor:
         """As :meth:`KFlow.velocity`; localised, its part in the bands that move at k."""
         velocity = super().velocity(state, k, labels, guidance_scale)
-        if not self.localised:
-            return velocity
-        return self.path.decomposition.reweight(velocity, (self.path.schedule(k)[1] > 0).to(velocity.dtype))
+        rates = self.path.schedule(k)[1]
+        return self.path.decomposition.reweight(velocity, (rates > 0).to(velocity)) if self.localised else velocity
 
 
 def invert(

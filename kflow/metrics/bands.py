@@ -33,8 +33,7 @@ def leakage(trajectory: Tensor, k: Tensor, path: Path) -> Tensor:
     The exact velocity of a hard bump has none. A band is to move in a step if its weight changes there.
 
     Args:
-        trajectory: (T, batch, \*shape), noise first. k: (T,).
-        path: gives bands and schedule.
+        trajectory, k, path: (T, batch, \*shape), noise first; (T,); gives bands and schedule.
 
     Returns (T − 1,), ratios of means over the batch.
     """
@@ -42,7 +41,7 @@ def leakage(trajectory: Tensor, k: Tensor, path: Path) -> Tensor:
     energy = change.square().sum(3).mean(2)  # (T − 1, B)
     weights = path.schedule(k.to(trajectory.dtype))[0]
     waiting = weights.diff(dim=0).abs() < 1e-6
-    return (energy * waiting).sum(1) / energy.sum(1)
+    return (energy * waiting).sum(1) / energy.sum(1).clamp(min=1e-30)  # a null step leaks nothing
 
 
 def content_kept(first: Tensor, second: Tensor, independent: Tensor, decomposition: KAmplitude) -> Tensor:

@@ -88,9 +88,11 @@ class KFlow(nn.Module):
     def velocity(self, state: Tensor, k: Tensor, labels: Tensor | None = None, guidance_scale: float = 1.0) -> Tensor:
         """v_θ(Ψ, k) = dΨ/dk, (batch, *shape); arguments and errors as for :meth:`predict`."""
         output = self.predict(state, k, labels, guidance_scale)
-        if self.output == "velocity":
-            return output
-        return self.path.decomposition.reweight(output, self.path.schedule(k)[1])
+        rates = self.path.schedule(k)[1]
+        if self.output == "displacement":
+            return self.path.decomposition.reweight(output, rates)
+        # What the loss never saw is not used: other bands stay where they are (C.4, "static conditions").
+        return output if self.loss_bands == "all" else self.path.decomposition.reweight(output, (rates > 0).to(output))
 
     def increment(
         self,

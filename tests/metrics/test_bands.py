@@ -31,6 +31,8 @@ def test_an_exact_trajectory_leaks_nothing_and_a_straight_one_its_waiting_bands(
     k = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]).double()
     exact = torch.stack([path.state(data, noise, at.expand(3)) for at in k])
     torch.testing.assert_close(leakage(exact, k, path), torch.zeros(4).double(), atol=1e-12, rtol=0)
+    still = torch.cat([exact[:1], exact])  # a null step, as plain Euler's first of a band, leaks nothing
+    assert leakage(still, torch.cat([k[:1], k]), path)[0] == 0
     straight = torch.stack([noise + at * (data - noise) for at in k])
     energy = path.decomposition.energy(data - noise).mean(0)
     expected = torch.stack([energy[1], energy[1], energy[0], energy[0]]) / energy.sum()

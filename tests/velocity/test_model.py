@@ -133,6 +133,10 @@ def test_velocity_from_a_displacement_lies_in_the_active_band(name):
     for band in range(path.bands):
         norms = parts[band].flatten(1).norm(dim=1)
         assert (norms[~active[:, band]] < 1e-12).all() and (norms[active[:, band]] > 1e-3).all()
+    # So does one whose loss saw only the active band (C.4); what it answers there is kept.
+    free = KFlow(Stub(), path).velocity(state, k, labels)
+    only = KFlow(Stub(), path, loss_bands="active").velocity(state, k, labels)
+    torch.testing.assert_close(only, path.decomposition.reweight(free, active.double()), rtol=0, atol=1e-12)
     # A network that answers with a velocity is only asked to: its answer may move every band.
     free = path.decomposition.split(KFlow(Stub(), path).velocity(state, k, labels)).flatten(2).norm(dim=2)
     assert (free > 1e-3).all()
