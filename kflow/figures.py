@@ -354,7 +354,7 @@ def line_chart(
         sns.lineplot(
             part, x="x", y="y", hue="model", palette=colours, errorbar=("pi", 100), legend=False, ax=axis, **marks
         )
-        axis.set(xlabel=x, ylabel=y, title=title, **{f"{name}scale": "log" for name in log})
+        axis.set(xlabel=x, ylabel=y, title=title.replace(", ", ",\n"), **{f"{name}scale": "log" for name in log})
         if "x" in log:
             axis.set_xticks(sorted(part["x"].unique()), [f"{at:g}" for at in sorted(part["x"].unique())])
             axis.minorticks_off()
