@@ -81,3 +81,11 @@ def test_the_pins_satisfy_the_ranges():
         for item in group:
             version = pinned[canonical(item)]
             assert Requirement(item).specifier.contains(version), f"{item} is asked for, {version} is pinned"
+
+
+def test_the_library_is_thin():
+    """At most 4,500 lines, of which decompositions, flow, training and sampling at most 1,200."""
+    lines = {path: len(path.read_text().splitlines()) for path in (ROOT / "kflow").rglob("*.py")}
+    core = ("kflow/amplitude", "kflow/flow", "kflow/train.py", "kflow/sample.py")
+    assert sum(lines.values()) < 4500
+    assert sum(n for path, n in lines.items() if path.relative_to(ROOT).as_posix().startswith(core)) <= 1200
