@@ -280,7 +280,7 @@ def run_folder(name: str | Path) -> Path:
 def wanted_settings(name: str) -> Values:
     """A measurement's settings as its records hold them, with the hashes of the networks and experiments they name."""
     settings = {key: value for key, value in load_measurements()[name].items() if key != "runs"}
-    for key in {"features", "judge"} & settings.keys():
+    for key in sorted({"features", "judge"} & settings.keys()):
         settings[f"{key}_hash"] = weights_hash(read_card(CHECKPOINTS / settings[key]))
     if "models" in settings:
         settings["models_hash"] = [named_experiment(model).hash for model in settings["models"]]

@@ -99,7 +99,9 @@ class Record:
         """Whether two records agree in everything but times, machine and package versions."""
         mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         # As written, where a tuple is a list and NaN is NaN.
-        return all(json.dumps(mine[key]) == json.dumps(theirs[key]) for key in mine if key not in TIMES)
+        return all(
+            json.dumps(mine[k], sort_keys=True) == json.dumps(theirs[k], sort_keys=True) for k in mine if k not in TIMES
+        )
 
 
 def describe_machine() -> dict[str, Any]:

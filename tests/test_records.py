@@ -43,6 +43,13 @@ def test_every_value_has_a_unit():
         record(units={"fid": "distance", "recall": "share", "nfe": "calls"})
 
 
+def test_the_order_of_values_is_no_difference():
+    first = record()
+    turned = record(values=dict(reversed(first.values.items())), units=dict(reversed(first.units.items())))
+    assert first.same_result(turned)
+    assert not first.same_result(record(values={"fid": 4.5, "recall": 0.6}))
+
+
 def test_a_record_is_replaced_whole(tmp_path, monkeypatch):
     path = record().write(tmp_path)
     before = path.read_text()
