@@ -301,7 +301,7 @@ def measure(name: str, run: str | Path | None = None, **changes: Any) -> Record:
         run: name of a run, or its folder; None for a measurement of real data alone.
         changes: other settings than in the file.
 
-    Raises ValueError if there is no such measurement or it lacks a run or needs none, FileNotFoundError without the run.
+    Raises ValueError if there is no such measurement, or it lacks a run or needs none; FileNotFoundError without run.
     """
     found = load_measurements()
     if name not in found or ("runs" in found[name]) != (run is not None):
