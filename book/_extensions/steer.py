@@ -1,0 +1,195 @@
+"""The page without a kernel: exports the models to ONNX, and puts them beside the page with the browser's runtime.
+
+Models come from `checkpoints/`. The runtime is onnxruntime-web, taken from the npm registry while the book is built, so that the finished
+pages need no network; without npm they load the same version from its public CDN.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES, CACHE = ROOT / "book" / "steer", ROOT / "book" / "_build" / ".steer"
+RUNTIME = "1.30.0"
+PARTS = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+MODELS = {
+    "digits-db6": "digits, db6: low band first",
+    "digits-db6-reversed": "digits, db6 reversed: high band first",
+    "digits-fourier": "digits, Fourier: low band first",
+    "digits-lfm": "digits, ordinary flow matching: all at once",
+}
+
+
+def reweight(decomposition, x, weights):
+    """Σ_b w_b P_b x as ONNX can compute it: Fourier's transform with real matrices, for two bands."""
+    import torch
+
+    from kflow.amplitude import Fourier
+
+    if not isinstance(decomposition, Fourier):
+        return decomposition.reweight(x, weights)
+    size, low = x.shape[-1], (decomposition.band_index[0] == 0).float()
+    at = torch.arange(size)
+    angle = 2 * torch.pi * at[:, None] * at / size
+    c, s = angle.cos() / size**0.5, angle.sin() / size**0.5
+    real, imaginary = low * (c @ x @ c - s @ x @ s), -low * (s @ x @ c + c @ x @ s)
+    below = c @ real @ c - s @ real @ s - (s @ imaginary @ c + c @ imaginary @ s)
+    first, second = (weights[:, band, None, None, None] for band in (0, 1))
+    return second * x + (first - second) * below
+
+
+def make_step(model):
+    """One evaluation with guidance, projected on the moving bands if ``localised`` is 1."""
+    import torch
+
+    class Step(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network, self.path = model.network, model.path
+
+        def forward(self, state, k, labels, guidance, localised):
+            weights, rates = self.path.schedule(k)
+            both = torch.cat([torch.full_like(labels, self.network.null_label), labels])
+            free, guided = self.network(
+                state.repeat(2, 1, 1, 1), k.repeat(2), weights.repeat(2, 1), both
+            ).chunk(2)
+            velocity = free + guidance * (guided - free)
+            if self.path.bands == 1:
+                return velocity + 0 * localised
+            inside = reweight(self.path.decomposition, velocity, (rates > 0).float())
+            return velocity + localised * (inside - velocity)
+
+    return Step().eval()
+
+
+def make_compose(ruler):
+    """Noise whose band b is that of the b-th: (B, *shape) to (1, *shape)."""
+    import torch
+
+    class Compose(torch.nn.Module):
+        def forward(self, noises):
+            return reweight(ruler, noises, torch.eye(ruler.bands)).sum(0, keepdim=True)
+
+    return Compose().eval()
+
+
+def export(name, folder):
+    """Write NAME-step.onnx, NAME-compose.onnx and NAME.json; returns their bytes. Each is checked against PyTorch."""
+    import numpy as np
+    import onnxruntime
+    import torch
+
+    from kflow.amplitude import Identity, Wavelet
+    from kflow.checkpoint import CHECKPOINTS, load_model
+    from kflow.data import load_data
+    from kflow.flow.schedule import band_intervals
+
+    model, experiment, card = load_model(CHECKPOINTS / name)
+    decomposition = model.path.decomposition
+    ruler = Wavelet(decomposition.shape, "db6") if isinstance(decomposition, Identity) else decomposition
+    source = torch.Generator().manual_seed(0)
+    assert ruler.bands == 2 or experiment.decomposition != "fourier", "reweight knows two Fourier bands"
+    check = torch.randn(3, *ruler.shape, generator=source)
+    weights = torch.rand(3, ruler.bands, generator=source)
+    torch.testing.assert_close(reweight(ruler, check, weights), ruler.reweight(check, weights), atol=1e-5, rtol=1e-4)
+    noise = torch.randn(ruler.bands, *ruler.shape, generator=source)
+    one = torch.randn(1, *ruler.shape, generator=source)
+    inputs = {"state": one, "k": torch.tensor([0.3]), "labels": torch.tensor([3])}
+    inputs |= {"guidance": torch.tensor([1.5]), "localised": torch.tensor([1.0])}
+    for part, module, given, output in (
+        ("step", make_step(model), inputs, "velocity"),
+        ("compose", make_compose(ruler), {"noises": noise}, "noise"),
+    ):
+        path = folder / f"{name}-{part}.onnx"
+        with torch.no_grad():
+            expected = module(*given.values()).numpy()
+            torch.onnx.export(
+                module, tuple(given.values()), str(path), input_names=list(given), output_names=[output], dynamo=True,
+                external_data=False, verbose=False,
+            )  # fmt: skip
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        found = session.run(None, {key: value.numpy() for key, value in given.items()})[0]
+        if np.abs(found - expected).max() > 1e-2:
+            raise ValueError(f"{path.name} is off by {np.abs(found - expected).max():.3g}, allowed is 0.01")
+    names = ["low", "high"] if ruler.bands == 2 else [f"{band}." for band in range(ruler.bands)]
+    starts, _ = band_intervals(experiment.bands, experiment.intervals, experiment.order)
+    meta = {
+        "shape": ruler.shape, "bands": ruler.bands, "names": names, "joins": model.path.schedule.joins,
+        "order": sorted(range(experiment.bands), key=starts.__getitem__), "classes": load_data(experiment.data).classes,
+        "checkpoint": card["files"],
+    }  # fmt: skip
+    (folder / f"{name}.json").write_text(json.dumps(meta))
+    return sum(path.stat().st_size for path in folder.glob(f"{name}[-.]*"))
+
+
+def fetch_runtime(folder):
+    """onnxruntime-web from npm, or a module that points to its CDN; returns its bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    npm = shutil.which("npm")
+    if npm:
+        with tempfile.TemporaryDirectory() as place:
+            done = subprocess.run([npm, "pack", f"onnxruntime-web@{RUNTIME}"], cwd=place, capture_output=True, text=True)
+            archives = list(Path(place).glob("*.tgz"))
+            if done.returncode == 0 and archives:
+                with tarfile.open(archives[0]) as archive:
+                    for part in PARTS:
+                        (folder / part).write_bytes(archive.extractfile(f"package/dist/{part}").read())
+                (folder / "where.mjs").write_text('export const where = new URL("./", import.meta.url).href;\n')
+                return sum((folder / part).stat().st_size for part in PARTS)
+    address = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{RUNTIME}/dist/"
+    (folder / PARTS[0]).write_text(f'export * from "{address}{PARTS[0]}";\n')
+    (folder / "where.mjs").write_text(f'export const where = "{address}";\n')
+    return 13_000_000
+
+
+def draw_fallback(path):
+    """The grid for browsers that cannot run the model: rows share the low band's noise, columns the high band's."""
+    import torch
+
+    from kflow import figures
+    from kflow.checkpoint import CHECKPOINTS, load_model
+    from kflow.sample import sample
+    from kflow.steer import compose_noise, draw_noise
+
+    model = load_model(CHECKPOINTS / "digits-db6")[0]
+    low, high = (draw_noise(first, (1, 32, 32), 5) for first in (1, 101))
+    noise = compose_noise(model.path.decomposition, [low.repeat_interleave(5, 0), high.repeat(5, 1, 1, 1)])
+    data = sample(model, noise, torch.full((25,), 3), guidance_scale=1.5).data
+    rows, columns = ([f"{word} {i}" for i in range(1, 6)] for word in ("low", "high"))
+    figure = figures.image_grid(data, columns=5, row_labels=rows, column_labels=columns)
+    figure.savefig(path, dpi=110)
+
+
+def digest():
+    """Of everything that the exported files depend on."""
+    total = hashlib.sha256(RUNTIME.encode())
+    inputs = [Path(__file__), ROOT / "constraints.txt", *(ROOT / "kflow").rglob("*.py")]
+    for path in sorted([*inputs, *(p for name in MODELS for p in (ROOT / "checkpoints" / name).iterdir())]):
+        total.update(path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def prepare(app):
+    """Fill _static/steer of an HTML build; what was exported before and has not changed is used again."""
+    if app.builder.format != "html":
+        return
+    made = CACHE / digest()
+    if not (made / "models.json").exists():
+        shutil.rmtree(CACHE, ignore_errors=True)
+        made.mkdir(parents=True)
+        runtime = fetch_runtime(made / "ort")
+        sizes = {name: {"title": title, "bytes": export(name, made)} for name, title in MODELS.items()}
+        draw_fallback(made / "fallback.png")
+        (made / "models.json").write_text(json.dumps({"runtime": runtime, "models": sizes}))
+    target = Path(app.outdir) / "_static" / "steer"
+    shutil.copytree(made, target, dirs_exist_ok=True)
+    shutil.copytree(SOURCES, target, dirs_exist_ok=True)
+
+
+def setup(app):
+    app.connect("builder-inited", prepare)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
