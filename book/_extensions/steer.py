@@ -1,7 +1,7 @@
 """The page without a kernel: exports the models to ONNX, and puts them beside the page with the browser's runtime.
 
-Models come from `checkpoints/`. The runtime is onnxruntime-web, taken from the npm registry while the book is built, so that the finished
-pages need no network; without npm they load the same version from its public CDN.
+Models come from `checkpoints/`. The runtime is onnxruntime-web, taken from the npm registry while the book is built, so
+that the finished pages need no network; without npm they load the same version from its public CDN.
 """
 
 import hashlib
@@ -54,9 +54,7 @@ def make_step(model):
         def forward(self, state, k, labels, guidance, localised):
             weights, rates = self.path.schedule(k)
             both = torch.cat([torch.full_like(labels, self.network.null_label), labels])
-            free, guided = self.network(
-                state.repeat(2, 1, 1, 1), k.repeat(2), weights.repeat(2, 1), both
-            ).chunk(2)
+            free, guided = self.network(state.repeat(2, 1, 1, 1), k.repeat(2), weights.repeat(2, 1), both).chunk(2)
             velocity = free + guidance * (guided - free)
             if self.path.bands == 1:
                 return velocity + 0 * localised
@@ -132,7 +130,9 @@ def fetch_runtime(folder):
     npm = shutil.which("npm")
     if npm:
         with tempfile.TemporaryDirectory() as place:
-            done = subprocess.run([npm, "pack", f"onnxruntime-web@{RUNTIME}"], cwd=place, capture_output=True, text=True)
+            done = subprocess.run(
+                [npm, "pack", f"onnxruntime-web@{RUNTIME}"], cwd=place, capture_output=True, text=True
+            )
             archives = list(Path(place).glob("*.tgz"))
             if done.returncode == 0 and archives:
                 with tarfile.open(archives[0]) as archive:
@@ -173,16 +173,16 @@ def digest():
     return total.hexdigest()[:16]
 
 
-def prepare(app):
+def prepare(app, models=MODELS):
     """Fill _static/steer of an HTML build; what was exported before and has not changed is used again."""
     if app.builder.format != "html":
         return
-    made = CACHE / digest()
+    made = CACHE / (digest() if models is MODELS else "test")
     if not (made / "models.json").exists():
-        shutil.rmtree(CACHE, ignore_errors=True)
+        shutil.rmtree(made if models is not MODELS else CACHE, ignore_errors=True)
         made.mkdir(parents=True)
         runtime = fetch_runtime(made / "ort")
-        sizes = {name: {"title": title, "bytes": export(name, made)} for name, title in MODELS.items()}
+        sizes = {name: {"title": title, "bytes": export(name, made)} for name, title in models.items()}
         draw_fallback(made / "fallback.png")
         (made / "models.json").write_text(json.dumps({"runtime": runtime, "models": sizes}))
     target = Path(app.outdir) / "_static" / "steer"

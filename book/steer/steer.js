@@ -42,7 +42,7 @@ function make(tag, properties = {}, ...children) {
 const status = make("p", { className: "kflow-status", role: "status" });
 const canvas = make("canvas", { width: 32, height: 32, className: "kflow-picture", role: "img" });
 const bar = make("div", { className: "kflow-bar" });
-const scrubber = make("input", { type: "range", min: 0, max: 1, value: 1, step: 1, ariaLabel: "k along the trajectory" });
+const scrubber = make("input", { type: "range", min: 0, max: 1, value: 1, step: 1 });
 const scrubbed = make("output");
 const controls = make("div", { className: "kflow-controls" });
 

@@ -1,0 +1,140 @@
+"""The page without a kernel, in a real browser: the picture is PyTorch's, and the controls do what they say."""
+
+import importlib.util
+import os
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from kflow.checkpoint import CHECKPOINTS, load_model
+from kflow.sample import sample
+from kflow.steer import Steered, compose_noise, draw_noise
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+MUST = bool(os.environ.get("KFLOW_BROWSER"))  # set where a skipped test would hide a fault
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM and not MUST, reason="there is no Chromium here (Debian: apt install chromium)"),
+    pytest.mark.skipif(not shutil.which("npm") and not MUST, reason="there is no npm here to get onnxruntime-web with"),
+]
+PAGE = """<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">
+<link rel="stylesheet" href="_static/steer/steer.css"><div id="kflow-steer"></div>
+<script type="module" src="_static/steer/steer.js"></script>"""
+NAME = "digits-db6"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page as the book has it, served from localhost, in a browser without any other network."""
+    from playwright.sync_api import sync_playwright
+
+    site = tmp_path_factory.mktemp("site")
+    spec = importlib.util.spec_from_file_location("steer_extension", ROOT / "book/_extensions/steer.py")
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+    app = SimpleNamespace(builder=SimpleNamespace(format="html"), outdir=site)
+    extension.prepare(app, {NAME: "db6"})
+    (site / "steer.html").write_text(PAGE)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 400, "height": 900})
+        page.route(lambda url: not url.startswith((address, "data:", "blob:")), lambda route: route.abort())
+        page.errors = []
+        page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.goto(f"{address}/steer.html#seeds=7,8&label=3")
+        page.click(".kflow-load")
+        finished(page)
+        yield page
+        browser.close()
+    server.shutdown()
+
+
+def finished(page):
+    page.wait_for_selector("#kflow-steer[data-state=finished]", timeout=60_000)
+
+
+def picture(page) -> np.ndarray:
+    return np.array(page.evaluate("Array.from(window.kflow.frames().at(-1).state)")).reshape(1, 1, 32, 32)
+
+
+def set_seed(page, band: int, seed: int):
+    page.locator("input[type=number]").nth(band).fill(str(seed))
+    finished(page)
+
+
+def reference(model, low: int, high: int, **options) -> torch.Tensor:
+    noises = [draw_noise(seed, (1, 32, 32)) for seed in (low, high)]
+    noise = compose_noise(model.path.decomposition, noises)
+    return sample(model, noise, torch.tensor([3]), steps=30, guidance_scale=1.5, **options).data
+
+
+def test_the_browser_draws_what_pytorch_draws(page):
+    model = load_model(CHECKPOINTS / NAME)[0]
+    set_seed(page, 0, 7)
+    set_seed(page, 1, 8)
+    assert np.abs(picture(page) - reference(model, 7, 8).numpy()).max() < 1e-2
+    assert not page.errors
+
+
+def test_a_seed_changes_the_picture_and_comes_back_with_it(page):
+    set_seed(page, 1, 8)
+    first = picture(page)
+    set_seed(page, 1, 99)
+    assert np.abs(picture(page) - first).max() > 0.1
+    assert "seeds=7%2C99" in page.url
+    set_seed(page, 1, 8)
+    assert np.array_equal(picture(page), first)
+
+
+def test_localised_sampling_is_the_librarys(page):
+    box = page.get_by_label("localised")
+    box.check()
+    finished(page)
+    model = Steered(load_model(CHECKPOINTS / NAME)[0], localised=True)
+    assert np.abs(picture(page) - reference(model, 7, 8).numpy()).max() < 1e-2
+    box.uncheck()
+    finished(page)
+
+
+def test_the_class_dropped_on_the_way(page):
+    slider = page.get_by_label("class dropped at k")
+    slider.focus()
+    for _ in range(14):  # 1 → 0.3 by the keyboard
+        slider.press("ArrowLeft")
+    finished(page)
+    model = load_model(CHECKPOINTS / NAME)[0]
+    assert np.abs(picture(page) - reference(model, 7, 8, drop_class_at=0.3).numpy()).max() < 1e-2
+    for _ in range(14):
+        slider.press("ArrowRight")
+    finished(page)
+
+
+def test_the_scrubber_looks_at_any_k(page):
+    canvas = page.locator("canvas")
+    last = canvas.evaluate("c => c.toDataURL()")
+    page.get_by_label("look at").fill("0")
+    assert canvas.evaluate("c => c.toDataURL()") != last
+    assert "at k = 0.00" in canvas.get_attribute("aria-label")
+    page.get_by_label("look at").fill("30")
+    assert canvas.evaluate("c => c.toDataURL()") == last
+
+
+def test_it_fits_a_phone(page):
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
