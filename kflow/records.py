@@ -164,8 +164,8 @@ def read_table(name: str, folder: str | Path = RECORDS) -> pd.DataFrame:
     """A table in the form of one of the paper's, from notebooks/tables.yaml and the records.
 
     Returns:
-        one row a model, with what the paper prints (*paper: …*, on its data) and what is measured here (*here: …*): the
-        mean over training seeds, their standard deviation, and their number.
+        one row a model, with what the paper prints (``paper: …``, on its data) and what is measured here (``here: …``),
+        the mean over training seeds, their standard deviation, and their number.
     """
     table, rows = yaml.safe_load(TABLES.read_text())[name], {}
     for row in table["rows"]:
