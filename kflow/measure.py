@@ -38,7 +38,7 @@ from kflow.velocity import KFlow
 
 BATCH = 50  # samples at a time: the fastest on a CPU, where they stay in its cache
 COMPILED = 1000  # samples that repay compiling the network
-SEEDS = (0, 1, 2)
+SEEDS = (0,)  # those whose records the book shows; 1 and 2 are being trained and measured
 Values = dict[str, Any]
 
 
