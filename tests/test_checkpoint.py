@@ -202,12 +202,13 @@ def test_weights_of_another_experiment_are_an_error(copy):
 
 def test_nothing_is_ever_unpickled():
     root = Path(kflow.__file__).parent
-    unsafe = re.compile(r"pickle|torch\.(load|save)\b|joblib|np\.load|allow_pickle|load_state_dict_from_url|torch\.hub")
+    unsafe = re.compile(r"pickle|torch\.(load|save)\b|joblib|np\.load|load_state_dict_from_url|torch\.hub")
+    plain = re.compile(r"np\.load\(.*, allow_pickle=False\)")  # arrays of numbers and names, nothing else
     found = [
         f"{path.relative_to(root)}:{number}: {line.strip()}"
         for path in sorted(root.rglob("*.py"))
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if unsafe.search(line)
+        if unsafe.search(plain.sub("", line))
     ]
     assert not found, found
 

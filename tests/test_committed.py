@@ -37,7 +37,9 @@ def test_the_committed_default_draws_the_digits_it_is_asked_for():
         wrong.model.network.y_embedder.embedding_table.weight.copy_(
             wrong.model.network.y_embedder.embedding_table.weight.roll(1, 0)
         )
-    good, bad = (measure_agreement(model, samples=100, steps=20, guidance_scale=1.5) for model in (right, wrong))
+    good, bad = (
+        measure_agreement(model, "digits-judge", samples=100, steps=20, guidance_scale=1.5) for model in (right, wrong)
+    )
     assert good["judge_agreement"] >= 0.98
     assert good["agreement_interval"][0] < good["agreement"] < good["agreement_interval"][1]
     assert good["agreement"] >= 0.85

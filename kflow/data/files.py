@@ -62,7 +62,7 @@ def check_hash(name: str, found: str) -> None:
 
 def read_faces() -> tuple[Tensor, Tensor]:
     """The faces, (train, test): (N, 1, 64, 64) uint8. Test: the first 1,000 by sha1 of the file name."""
-    with np.load(prepared_file("faces")) as file:
+    with np.load(prepared_file("faces"), allow_pickle=False) as file:
         images, names = file["images"], file["names"]
     check_hash("faces", hashlib.sha256(images.tobytes()).hexdigest())
     order = np.argsort([hashlib.sha1(str(name).encode()).hexdigest() for name in names])
