@@ -163,19 +163,19 @@ def read_curves(measurement: str, runs: dict[str, str], key: str, folder: str | 
 def read_table(name: str, folder: str | Path = RECORDS) -> pd.DataFrame:
     """A table in the form of one of the paper's, from notebooks/tables.yaml and the records.
 
-    Returns:
-        one row a model, with what the paper prints (``paper: …``, on its data) and what is measured here (``here: …``),
-        the mean over training seeds, their standard deviation, and their number.
+    Returns one row a model: what the paper prints (``paper (DATA): …``), and what is measured here (``here (DATA): …``:
+    the mean over training seeds, their standard deviation, and their number).
     """
     table, rows = yaml.safe_load(TABLES.read_text())[name], {}
+    paper, here = (f"{who} ({table[who]})" if who in table else who for who in ("paper", "here"))
     for row in table["rows"]:
-        values: dict[str, Any] = {f"paper: {key}": value for key, value in row.get("paper", {}).items()}
+        values: dict[str, Any] = {f"{paper}: {key}": value for key, value in row.get("paper", {}).items()}
         if "run" in row:
             records = read_seeds(row["run"], row.get("measurement", table["measurement"]), folder).values()
             for header, key in table["columns"].items():
                 found = np.array([get_value(record, key) for record in records], dtype=float)
-                values[f"here: {header}"] = found.mean()
-                values[f"here: {header}, sd"] = found.std(ddof=1) if len(found) > 1 else math.nan
+                values[f"{here}: {header}"] = found.mean()
+                values[f"{here}: {header}, sd"] = found.std(ddof=1) if len(found) > 1 else math.nan
             values["seeds"] = len(records)
         rows[row["label"]] = values
     frame = pd.DataFrame.from_dict(rows, orient="index")
