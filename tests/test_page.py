@@ -46,7 +46,7 @@ def page(tmp_path_factory):
     extension = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(extension)
     app = SimpleNamespace(builder=SimpleNamespace(format="html"), outdir=site)
-    extension.prepare(app, {NAME: "db6"})
+    extension.prepare(app, {NAME: "db6", "digits-lfm": "ordinary flow matching, with a title too long for a phone"})
     (site / "steer.html").write_text(PAGE)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -136,5 +136,23 @@ def test_the_scrubber_looks_at_any_k(page):
     assert canvas.evaluate("c => c.toDataURL()") == last
 
 
+def test_another_model_and_what_of_it_moves(page):
+    bar, choice = page.locator(".kflow-bar"), page.locator("#kflow-steer select").first
+    assert bar.inner_text().split("\n") == ["low band moves", "high band moves"]
+    choice.select_option("digits-lfm")
+    finished(page)
+    assert bar.inner_text() == "everything moves at once"
+    model, ruler = load_model(CHECKPOINTS / "digits-lfm")[0], load_model(CHECKPOINTS / NAME)[0].path.decomposition
+    noise = compose_noise(ruler, [draw_noise(seed, (1, 32, 32)) for seed in (7, 8)])
+    expected = sample(model, noise, torch.tensor([3]), steps=30, guidance_scale=1.5).data.numpy()
+    assert np.abs(picture(page) - expected).max() < 1e-2
+    choice.select_option(NAME)
+    finished(page)
+
+
 def test_it_fits_a_phone(page):
+    inside = (
+        "Array.from(document.querySelectorAll('#kflow-steer *')).every(e => e.getBoundingClientRect().right <= 400)"
+    )
+    assert page.evaluate(inside)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

@@ -122,8 +122,9 @@ function drawBar() {
   const edges = [0, ...meta.joins, 1];
   bar.replaceChildren(
     ...meta.order.map((band, i) => {
-      const part = make("span", { textContent: `${meta.names[band]} band moves` });
-      part.style.cssText = `flex:${edges[i + 1] - edges[i]};background:${colours[band]}`;
+      const alone = meta.order.length > 1; // ordinary flow matching has one band, which holds everything
+      const part = make("span", { textContent: alone ? `${meta.names[band]} band moves` : "everything moves at once" });
+      part.style.cssText = `flex:${edges[i + 1] - edges[i]};background:${alone ? colours[band] : "#595959"}`;
       return part;
     }),
   );
@@ -210,7 +211,10 @@ for (const [name, about] of Object.entries(models.models)) {
 choice.addEventListener("change", () => {
   state.model = choice.value;
   meta = null;
-  if (worker) worker.postMessage({ kind: "load", name: state.model });
+  if (!worker) return;
+  root.dataset.state = "loading";
+  status.textContent = "loading …";
+  worker.postMessage({ kind: "load", name: state.model });
 });
 if (!(state.model in models.models)) state.model = choice.value;
 const megabytes = ((models.runtime + models.models[state.model].bytes) / 1e6).toFixed(0);
