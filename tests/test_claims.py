@@ -4,8 +4,8 @@ import math
 
 import pytest
 import yaml
+from kflow_book.claims import decide, judge_claim, ledger, load_rules
 
-from kflow.claims import decide, judge_claim, ledger, load_rules
 from kflow.measure import load_measurements
 from kflow.records import RECORDS, Record
 

@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from kflow_book import pipelines
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Rectangle
 
-from kflow import figures, pipelines
+from kflow import figures
 from kflow.amplitude import Fourier, Identity, Wavelet
 from kflow.data import load_data, to_float
 from kflow.flow import HardBump, Linear, Path, SoftBump

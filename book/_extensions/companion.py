@@ -19,7 +19,14 @@ from sphinx.errors import ExtensionError
 
 ROOT = Path(__file__).resolve().parents[2]
 # What a page's output depends on besides its own source. The rest of `figures/` is not among them: pages write it.
-INPUTS = ("constraints.txt", "kflow/**/*.py", "notebooks/**/*.yaml", "checkpoints/**/*", "figures/records/*.json")
+INPUTS = (
+    "constraints.txt",
+    "kflow/**/*.py",
+    "notebooks/kflow_book/*.py",
+    "notebooks/**/*.yaml",
+    "checkpoints/**/*",
+    "figures/records/*.json",
+)
 
 
 def digest() -> str:

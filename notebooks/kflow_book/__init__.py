@@ -1,0 +1,1 @@
+"""What only the pages of this book need: measurement protocols, the ledger, drawings that explain."""

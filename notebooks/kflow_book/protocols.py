@@ -1,0 +1,193 @@
+"""The protocols of notebooks/measurements.yaml: how each kind of record is measured.
+
+A protocol takes a trained model (or none, for real data alone) and its settings, and returns values by name.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from kflow import metrics
+from kflow.amplitude import PCA, Fourier, Identity, Meyer, Wavelet
+from kflow.checkpoint import CHECKPOINTS
+from kflow.data import load_data, to_float, to_uint8
+from kflow.flow.schedule import band_intervals
+from kflow.measure import Trained
+from kflow.sample import sample
+from kflow_book.calibration import calibrate
+
+Values = dict[str, Any]
+
+
+@cache
+def real_features(data: str, features: str) -> tuple[Tensor, Tensor]:
+    """Features of the training and of the held-out images."""
+    images = load_data(data)
+    return tuple(
+        metrics.extract_features(x, CHECKPOINTS / features, progress=False) for x in (images.train, images.test)
+    )
+
+
+def measure_fidelity(
+    trained: Trained,
+    features: str,
+    samples: int,
+    steps: int,
+    guidance_scale: float | None = None,
+    judge: str = "",
+    drop_class_at: float | None = None,
+    class_count: int = 0,
+) -> Values:
+    """Fidelity against the held-out images in disjoint draws; with classes, what the judge says.
+
+    ``drop_class_at`` measures too what dropping the class there changes, from the same noise; FID(c) is taken against
+    ``class_count`` training images of each class: the held-out ones are too few.
+    """
+    data, labels = trained.data, None if guidance_scale is None else trained.labels(samples)
+    options = {"steps": steps, "guidance_scale": guidance_scale or 1.0}
+    real_train, real_test = real_features(data.name, features)
+
+    def look(images: Tensor) -> tuple[Values, Tensor]:
+        found = metrics.extract_features(to_uint8(images), CHECKPOINTS / features, progress=False)
+        draws = metrics.fidelity_of_draws(found, real_test)
+        values: Values = {name: sum(draw) / len(draw) for name, draw in draws.items()}
+        values |= {"draws": draws, "count": len(real_test)}
+        if labels is not None:
+            classifier, _ = metrics.load_classifier(CHECKPOINTS / judge)
+            values["agreement"] = metrics.agreement(classifier, images, labels)
+        return values, found
+
+    kept = trained.generate(trained.noise(samples), labels, **options)
+    values, before = look(kept)
+    if drop_class_at is None:
+        return values
+    dropped = trained.generate(trained.noise(samples), labels, "class dropped", drop_class_at=drop_class_at, **options)
+    values["dropped"], after = look(dropped)
+    counts = [*(n for n in (25, 50, 100, 200) if n < class_count), class_count]
+    real = (real_train, data.train_labels, range(len(data.classes)))
+    pairs = {n: [metrics.class_distances(x, labels, *real, n) for x in (before, after)] for n in counts}
+    values |= metrics.class_dropping_ratio(*pairs[class_count])
+    values["class_fd"], values["dropped"]["class_fd"] = (float(d.mean()) for d in pairs[class_count])
+    values["cdr_by_count"] = {str(n): metrics.class_dropping_ratio(*pair)["cdr"] for n, pair in pairs.items()}
+    ruler = Wavelet(data.shape, "db6")
+    others = kept.roll(len(data.classes), 0)  # of the same class
+    values["detail_kept"] = float(metrics.content_kept(kept, dropped, others, ruler)[1])
+    energy = [float(ruler.energy(x)[:, 1].sum()) for x in (dropped, kept)]
+    return values | {"detail_energy": energy[0] / energy[1]}
+
+
+def measure_agreement(trained: Trained, judge: str, samples: int, steps: int, guidance_scale: float) -> Values:
+    """How often the judge gives a class-conditional sample the class that it was asked for; 95 % Wilson interval."""
+    classifier, card = metrics.load_classifier(CHECKPOINTS / judge)
+    labels = trained.labels(samples)
+    images = trained.generate(trained.noise(samples), labels, steps=steps, guidance_scale=guidance_scale)
+    right = int((metrics.classify(classifier, images) == labels).sum())
+    interval = list(binomtest(right, samples).proportion_ci(method="wilson"))
+    return {
+        "agreement": right / samples,
+        "agreement_interval": interval,
+        "judge_agreement": card["test_accuracy"],
+        "judge_images": card["test_images"],
+    }
+
+
+def measure_bands(trained: Trained, samples: int, steps: int) -> Values:
+    """Leakage, and how finished and waiting bands keep still, along class-conditional trajectories."""
+    experiment, path = trained.experiment, trained.model.path
+    labels = trained.labels(samples)
+    trajectory = trained.generate(trained.noise(samples), labels, steps=steps, trajectory=True)
+    k = sample(trained.model, trained.noise(1), labels[:1], steps=steps, trajectory=True).k
+    gone, left = metrics.way_of_bands(trajectory, path.decomposition)
+    outside = metrics.leakage(trajectory, k, path)
+    starts, ends = band_intervals(experiment.bands, experiment.intervals, experiment.order)
+    first, last = starts.index(min(starts)), ends.index(max(ends))
+    join, start = (int((k - at).abs().argmin()) for at in (ends[first], starts[last]))
+    ways = {"left_at_join": left[join, first], "gone_at_join": gone[join, last], "gone_at_start": gone[start, last]}
+    ways = {name: float(way) for name, way in ways.items()}
+    return {"leakage": float(outside.mean()), "leakage_by_step": outside.tolist(), **ways}
+
+
+def measure_trajectory(trained: Trained, samples: int, steps: int) -> Values:
+    """Error of projecting trajectories on two components, and the ratio of its means over the two bands' stages."""
+    trajectory = trained.generate(trained.noise(samples), steps=steps, trajectory=True)
+    k = torch.linspace(0, 1, len(trajectory))
+    stages = (k <= 0.5, k >= 0.5) if trained.experiment.order == "low-to-high" else (k >= 0.5, k <= 0.5)
+    values: Values = {"k": k.tolist()}
+    for name, centred in (("centred", True), ("uncentred", False)):
+        error = metrics.projection_error(trajectory, centred=centred).mean(1)
+        low, high = (float(error[stage].mean()) for stage in stages)
+        values |= {f"{name}_error": error.tolist(), f"{name}_low_over_high": low / high}
+    return values
+
+
+def measure_steering(trained: Trained, samples: int, steps: int) -> Values:
+    """What stays the same where one band's noise is shared and the other's not (Algorithm 2); LFM in db6's bands."""
+    ruler = trained.model.path.decomposition
+    ruler = Wavelet(ruler.shape, "db6") if isinstance(ruler, Identity) else ruler
+    first, second, third = trained.noise(3 * samples).split(samples)
+    low = ruler.split(second - first)[0]
+    noises = {"plain": first, "independent": third, "high_noise": first + low, "low_noise": second - low}
+    results = {name: trained.generate(noise, what=name, steps=steps) for name, noise in noises.items()}
+    values = {}
+    for shared in ("high_noise", "low_noise"):
+        kept = metrics.content_kept(results["plain"], results[shared], results["independent"], ruler)
+        values |= {f"low_kept_by_{shared}": float(kept[0]), f"high_kept_by_{shared}": float(kept[-1])}
+    return values
+
+
+def measure_evaluations(trained: Trained, samples: int, tolerance: float) -> Values:
+    """Network evaluations of dopri5 (Table 7): each sample alone, without classes, in float32."""
+    counts = [
+        sample(trained.model, noise[None], solver="dopri5", tolerance=tolerance).nfe
+        for noise in tqdm(trained.noise(samples), desc=f"{trained.experiment.name}: evaluations")
+    ]
+    return {"nfe": sum(counts) / samples, "nfe_sd": float(torch.tensor(counts).double().std())}
+
+
+def measure_steps(trained: Trained, features: str, samples: int, evaluations: list[int]) -> Values:
+    """Fréchet distance by number of evaluations, for each stepper, asked at the step's start and middle."""
+    values: Values = {}
+    real = real_features(trained.experiment.data, features)[1]
+    for solver in ("euler", "increment") if trained.model.output == "displacement" else ("euler",):
+        for ask in ("start", "middle"):
+            for steps in evaluations:
+                options = {"what": f"{solver}, {ask}, {steps}", "steps": steps, "solver": solver, "ask": ask}
+                images = to_uint8(trained.generate(trained.noise(samples), trained.labels(samples), **options))
+                found = metrics.extract_features(images, CHECKPOINTS / features, progress=False)
+                draws = metrics.fidelity_of_draws(found, real)["fd"]
+                values.setdefault(f"fd_{solver}_{ask}", {})[str(steps)] = sum(draws) / len(draws)
+    return values
+
+
+def measure_energy(data: str, bands: dict[str, int], resamples: int) -> Values:
+    """Mean norm of each band of real images (Figure 6), and the largest ratio of a band's to that of the one before."""
+    images = to_float(load_data(data).train)
+    make = {
+        "Fourier": lambda n: Fourier(images.shape[1:], n),
+        "Meyer": lambda n: Meyer(images.shape[1:], n - 1),
+        "PCA": lambda n: PCA.fit([images], n),
+    }
+    wavelet = lambda name: lambda n: Wavelet(images.shape[1:], name.lower(), n - 1)  # noqa: E731
+    found = {name: make.get(name, wavelet(name))(n) for name, n in bands.items()}
+    norms = {name: d.energy(images - d.mean if name == "PCA" else images).sqrt() for name, d in found.items()}
+
+    def largest(chosen: Tensor | slice) -> float:
+        means = [n[chosen].mean(0) for n in norms.values()]
+        return max(float((mean[1:] / mean[:-1]).max()) for mean in means)
+
+    source = torch.Generator().manual_seed(0)
+    draws = [torch.randint(len(images), (len(images),), generator=source) for _ in range(resamples)]
+    interval = torch.tensor([largest(draw) for draw in draws]).quantile(torch.tensor([0.025, 0.975]))
+    means = {name: n.mean(0).tolist() for name, n in norms.items()}
+    return {"norms": means, "largest_ratio": largest(slice(None)), "largest_ratio_interval": interval.tolist()}
+
+
+def measure_calibration(data: str, features: str) -> Values:
+    """What the feature network sees in real images: :func:`~kflow_book.calibration.calibrate`."""
+    return calibrate(load_data(data), CHECKPOINTS / features)
