@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from kflow.checkpoint import CHECKPOINTS
 from kflow.data import load_data
 from kflow.metrics import extract_features, fidelity_of_draws
+from kflow.storage import CHECKPOINTS
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from kflow.amplitude import PCA, Fourier, Identity, KAmplitude, Meyer, Wavelet
-from kflow.data import Images, load_data, to_float
+from kflow.data import Images, describe_data, load_data, to_float
 from kflow.flow import HardBump, Linear, Path, Schedule, SoftBump
 from kflow.networks import make_dit
 from kflow.velocity import KFlow
@@ -181,10 +181,10 @@ class Experiment:
 
     def make_model(self, data: Images | None = None, decomposition: KAmplitude | None = None) -> KFlow:
         """The untrained model, from the global random state. ``decomposition`` replaces the experiment's own."""
-        data = data or load_data(self.data)
-        decomposition = decomposition or self.make_decomposition(data.shape, data)
-        classes = len(data.classes) if self.conditional else 0
-        network = make_dit(self.network, data.shape, self.bands, classes)
+        known = data or describe_data(self.data)
+        decomposition = decomposition or self.make_decomposition(known.shape, data)
+        classes = len(known.classes) if self.conditional else 0
+        network = make_dit(self.network, known.shape, self.bands, classes)
         return KFlow(network, Path(decomposition, self.make_schedule()), self.output, self.loss_bands)
 
 

@@ -25,11 +25,12 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from kflow.checkpoint import CARD, CHECKPOINTS, ROOT, RUNS, load_model, read_card
+from kflow.checkpoint import load_model
 from kflow.data import Images, load_data
 from kflow.experiment import Experiment, choose_compile, choose_precision
 from kflow.records import RECORDS, Record, describe_machine
 from kflow.sample import sample
+from kflow.storage import CARD, CHECKPOINTS, ROOT, RUNS, read_card
 from kflow.velocity import KFlow
 
 BATCH = 50  # samples at a time: the fastest on a CPU, where they stay in its cache

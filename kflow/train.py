@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from kflow.checkpoint import RUNS, load_model, read_folder, save_model, write_folder
+from kflow.checkpoint import load_model, save_model
 from kflow.data import Images, load_data, to_float
 from kflow.experiment import Experiment, check_same, choose_compile, choose_precision
+from kflow.storage import RUNS, read_folder, write_folder
 from kflow.velocity import KFlow
 
 LOG_STEPS = 20

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import kflow.checkpoint
-from kflow.checkpoint import CARD, WEIGHTS, file_hash, load_model, promote, read_folder, save_model, write_folder
+import kflow.storage
+from kflow.checkpoint import load_model, promote, save_model
 from kflow.experiment import Experiment
 from kflow.sample import sample
+from kflow.storage import CARD, WEIGHTS, file_hash, read_folder, write_folder
 
 TENSORS = {
     "a.safetensors": {"x": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)},
@@ -66,7 +67,7 @@ def test_tensors_that_are_views_are_written_as_they_look(tmp_path):
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch, call, count):
     module, _, name = call.rpartition(".")
-    module = os if module else kflow.checkpoint
+    module = os if module else kflow.storage
     real, calls = getattr(module, name), []
 
     def fails_later(*arguments):

@@ -7,10 +7,10 @@ import shutil
 import pytest
 import torch
 
-from kflow.checkpoint import CARD
 from kflow.data import load_data, to_float
 from kflow.metrics import agreement, classify, load_classifier, train_classifier
 from kflow.metrics.classifier import change_tone, jitter
+from kflow.storage import CARD
 
 IMAGES = 4_000
 

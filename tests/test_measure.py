@@ -7,9 +7,9 @@ import re
 import pytest
 import yaml
 
-from kflow.checkpoint import CHECKPOINTS, ROOT
 from kflow.measure import find_fault, find_faults, load_measurements, measure, named_experiment, run_folder, wanted
 from kflow.records import RECORDS, TABLES, Record, get_value, read_seeds, read_table, show_table
+from kflow.storage import CHECKPOINTS, ROOT
 
 MEASUREMENTS = load_measurements()
 

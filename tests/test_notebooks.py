@@ -9,7 +9,7 @@ import nbformat
 import papermill
 import pytest
 
-from kflow.checkpoint import RUNS
+from kflow.storage import RUNS
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

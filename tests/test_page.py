@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from kflow.checkpoint import CHECKPOINTS, load_model
+from kflow.checkpoint import load_model
 from kflow.sample import sample
 from kflow.steer import Steered, compose_noise, draw_noise
+from kflow.storage import CHECKPOINTS
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -7,10 +7,11 @@ import torch
 from scipy import stats
 
 from kflow.amplitude import Fourier, Meyer, Wavelet
-from kflow.checkpoint import CHECKPOINTS, load_model
+from kflow.checkpoint import load_model
 from kflow.data import load_data, to_float
 from kflow.sample import sample
 from kflow.steer import Steered, compose_noise, draw_noise, invert
+from kflow.storage import CHECKPOINTS
 
 SHAPE = (1, 16, 16)
 

@@ -82,9 +82,10 @@ def export(name, folder):
     import torch
 
     from kflow.amplitude import Identity, Wavelet
-    from kflow.checkpoint import CHECKPOINTS, load_model
+    from kflow.checkpoint import load_model
     from kflow.data import load_data
     from kflow.flow.schedule import band_intervals
+    from kflow.storage import CHECKPOINTS
 
     model, experiment, card = load_model(CHECKPOINTS / name)
     decomposition = model.path.decomposition
@@ -151,9 +152,10 @@ def draw_fallback(path):
     import torch
 
     from kflow import figures
-    from kflow.checkpoint import CHECKPOINTS, load_model
+    from kflow.checkpoint import load_model
     from kflow.sample import sample
     from kflow.steer import compose_noise, draw_noise
+    from kflow.storage import CHECKPOINTS
 
     model = load_model(CHECKPOINTS / "digits-db6")[0]
     low, high = (draw_noise(first, (1, 32, 32), 5) for first in (1, 101))

@@ -1,3 +1,5 @@
 """Where samples come from."""
 
-from kflow.data.images import Images, load_data, to_float, to_uint8
+from kflow.data.images import Images, to_float, to_uint8
+from kflow.data.latents import decode, encode, load_autoencoder
+from kflow.data.registry import DATA, describe_data, images_of, load_data, to_pixels

@@ -60,14 +60,17 @@ def check_hash(name: str, found: str) -> None:
         )
 
 
-def read_faces() -> tuple[Tensor, Tensor]:
-    """The faces, (train, test): (N, 1, 64, 64) uint8. Test: the first 1,000 by sha1 of the file name."""
+def read_faces() -> tuple[Tensor, Tensor, list[str]]:
+    """The faces, (train, test): (N, 1, 64, 64) uint8, and the expressions of first train, then test.
+
+    Test: the first 1,000 by sha1 of the file name.
+    """
     with np.load(prepared_file("faces"), allow_pickle=False) as file:
-        images, names = file["images"], file["names"]
+        images, names, labels = file["images"], file["names"], file["labels"]
     check_hash("faces", hashlib.sha256(images.tobytes()).hexdigest())
-    order = np.argsort([hashlib.sha1(str(name).encode()).hexdigest() for name in names])
-    pixels = torch.from_numpy(images)[:, None]
-    return pixels[order[1000:]], pixels[order[:1000]]
+    order = np.roll(np.argsort([hashlib.sha1(str(name).encode()).hexdigest() for name in names]), -1000)
+    pixels = torch.from_numpy(images[order])[:, None]
+    return pixels[:-1000], pixels[-1000:], [str(label) for label in labels[order]]
 
 
 def image_files(path: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kflow.data.files import check_hash, hash_of_files, prepared_file, read_faces, read_image_folder
+
+EXPRESSIONS = ("happiness", "neutral", "other")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Images:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 in 0…255 to float32 in [−1, 1]."""
-    return images.float() / 127.5 - 1
+    """uint8 in 0…255 to float32 in [−1, 1]; latents, which are no integers, to float32 as they are."""
+    return images.float() if images.is_floating_point() else images.float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -82,10 +84,14 @@ def digits() -> Images:
 
 @cache
 def faces() -> Images:
-    """12,794 grey photographs of faces, 64×64, one class: 11,794 train and 1,000 test (see :mod:`kflow.data.files`)."""
-    train, test = read_faces()
-    labels = (torch.zeros(len(part), dtype=torch.long) for part in (train, test))
-    return Images("faces", train, test, *labels, ("face",))
+    """12,794 grey photographs of faces, 64×64: 11,794 train and 1,000 test (see :mod:`kflow.data.files`).
+
+    The labels are expressions; "other" are the five rare ones and the pictures without a label.
+    """
+    train, test, expressions = read_faces()
+    index = [EXPRESSIONS.index(name) if name in EXPRESSIONS else 2 for name in expressions]
+    labels = torch.tensor(index).split([len(train), len(test)])
+    return Images("faces", train, test, *labels, EXPRESSIONS)
 
 
 @cache
@@ -98,18 +104,3 @@ def cifar10() -> Images:
     check_hash("cifar10", hash_of_files(path))
     (train, train_labels, classes), (test, test_labels, _) = (read_image_folder(path, x) for x in ("train", "test"))
     return Images("cifar10", train, test, train_labels, test_labels, classes)
-
-
-DATA: dict[str, Callable[[], Images]] = {"digits": digits, "faces": faces, "cifar10": cifar10}
-
-
-def load_data(name: str) -> Images:
-    """A data set by name.
-
-    Raises:
-        ValueError: another name, or files whose content is not what it should be.
-        FileNotFoundError: its files are not there; it says how to get them.
-    """
-    if name not in DATA:
-        raise ValueError(f"data is {name!r}, allowed are {', '.join(DATA)}")
-    return DATA[name]()

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from kflow.checkpoint import CARD, WEIGHTS, read_folder, write_folder
-from kflow.data import Images, load_data, to_float
+from kflow.data import Images, describe_data, to_float
 from kflow.networks import Classifier
+from kflow.storage import CARD, WEIGHTS, read_folder, write_folder
 
 
 def train_classifier(
@@ -108,7 +108,7 @@ def load_classifier(folder: str | Path) -> tuple[Classifier, dict[str, Any]]:
     if not (Path(folder) / CARD).exists():
         raise FileNotFoundError(f"there is no classifier in {folder}: train one with notebooks/00_features.ipynb")
     tensors, card = read_folder(Path(folder), "data", "test_accuracy")
-    data = load_data(card["data"])
+    data = describe_data(card["data"])
     classifier = Classifier(data.shape, len(data.classes), card.get("width", 32))
     weights = {k: v.float() if v.is_floating_point() else v for k, v in tensors[WEIGHTS].items()}
     classifier.load_state_dict({**classifier.state_dict(), **weights})

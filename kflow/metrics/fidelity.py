@@ -14,9 +14,9 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
-from kflow.checkpoint import CARD
 from kflow.data import to_float
 from kflow.metrics.classifier import load_classifier
+from kflow.storage import CARD
 
 OURS, INCEPTION = "kflow-classifier", "inception-v3-compat"
 

@@ -12,8 +12,8 @@ import pandas as pd
 import yaml
 from scipy.stats import t as student
 
-from kflow.checkpoint import ROOT
 from kflow.records import RECORDS, Record, read_seeds, student_interval
+from kflow.storage import ROOT
 
 RULES = ROOT / "notebooks" / "claims.yaml"
 CHOICE = ("choose", "left", "gone")

@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 
 from kflow import metrics
 from kflow.amplitude import PCA, Fourier, Identity, Meyer, Wavelet
-from kflow.checkpoint import CHECKPOINTS
 from kflow.data import load_data, to_float, to_uint8
 from kflow.flow.schedule import band_intervals
 from kflow.measure import Trained
 from kflow.sample import sample
+from kflow.storage import CHECKPOINTS
 from kflow_book.calibration import calibrate
 
 Values = dict[str, Any]

@@ -11,7 +11,6 @@ import torch_fidelity
 from torch.utils.data import Dataset
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from kflow.checkpoint import CHECKPOINTS
 from kflow.data import load_data, to_float
 from kflow.metrics import (
     class_distances,
@@ -23,6 +22,7 @@ from kflow.metrics import (
     frechet_distance,
     load_classifier,
 )
+from kflow.storage import CHECKPOINTS
 
 FEATURES = CHECKPOINTS / "digits-features"
 

@@ -1,0 +1,105 @@
+"""Latents: a data set encoded once by an autoencoder, kept on disk, memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from kflow.data.images import Images, to_float
+from kflow.networks import Autoencoder
+from kflow.storage import CARD, CHECKPOINTS, RUNS, WEIGHTS, read_folder, write_folder
+
+
+@dataclass(frozen=True)
+class Latents(Images):
+    """A data set of latents: ``train`` and ``test`` are (N, channel, height, width) float16, about standard normal.
+
+    The second half of ``train`` are the latents of the mirrored images.
+    """
+
+    source_hash: str = field(default="")
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the images' hash and the autoencoder's weights: latents differ in the last bit from one machine to
+        the next."""
+        return self.source_hash
+
+
+class StableDiffusionAutoencoder(nn.Module):
+    """A diffusers AutoencoderKL behind the interface of :class:`~kflow.networks.Autoencoder`.
+
+    Args:
+        path: a folder in diffusers' format, or a name on its hub.
+
+    Raises OSError if there is none, and what diffusers raises for missing or damaged files.
+    """
+
+    def __init__(self, path: str | Path):
+        super().__init__()
+        from diffusers import AutoencoderKL
+
+        self.vae = AutoencoderKL.from_pretrained(path)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents, scaled, of images (batch, 3, height, width) in [−1, 1]: the posterior's mean."""
+        return self.vae.encode(images).latent_dist.mean * self.vae.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images, not clipped, of scaled latents."""
+        return self.vae.decode(latents / self.vae.config.scaling_factor).sample
+
+
+def load_autoencoder(folder: str | Path) -> tuple[Autoencoder, dict[str, Any]]:
+    """The autoencoder that ``00_autoencoder`` wrote into a folder, in float32, and its card.
+
+    Raises:
+        FileNotFoundError: none is there; it says how to train one.
+        ValueError: a damaged file, or the card of something else.
+    """
+    if not (Path(folder) / CARD).exists():
+        raise FileNotFoundError(f"there is no autoencoder in {folder}: train one with notebooks/00_autoencoder.ipynb")
+    tensors, card = read_folder(Path(folder), "autoencoder")
+    autoencoder = Autoencoder(**card["autoencoder"])
+    autoencoder.load_state_dict({name: value.float() for name, value in tensors[WEIGHTS].items()})
+    return autoencoder.eval().requires_grad_(False), card
+
+
+@torch.no_grad()
+def encode(images: Tensor, autoencoder: nn.Module, batch_size: int = 100, desc: str = "encoding") -> Tensor:
+    """Latents (N, channel, height, width) float16 of images (N, channel, height, width) uint8."""
+    parts = tqdm(images.split(batch_size), desc=desc, disable=len(images) < 10 * batch_size)
+    return torch.cat([autoencoder.encode(to_float(part)).half() for part in parts])
+
+
+@torch.no_grad()
+def decode(latents: Tensor, autoencoder: nn.Module, batch_size: int = 100) -> Tensor:
+    """Images (N, channel, height, width), not clipped, of latents; in batches."""
+    return torch.cat([autoencoder.decode(part.float()) for part in latents.split(batch_size)])
+
+
+def encode_data(data: Images, name: str, folder: str | Path | None = None) -> Latents:
+    """The latents of a data set, read from ``runs/latents`` or encoded and written there.
+
+    Args:
+        data: the images. name: of the autoencoder in ``checkpoints/``; or ``folder``: where it is.
+
+    Raises FileNotFoundError or ValueError as :func:`load_autoencoder`.
+    """
+    autoencoder, card = load_autoencoder(folder or CHECKPOINTS / name)
+    origin = hashlib.sha256(f"{data.hash} {card['files'][WEIGHTS]}".encode()).hexdigest()
+    place = RUNS / "latents" / f"{data.name}-{origin[:12]}"
+    if not (place / CARD).exists():
+        train = torch.cat([data.train, data.train.flip(3)])
+        latents = {"train": encode(train, autoencoder, desc=f"{data.name}: encoding")}
+        latents["test"] = encode(data.test, autoencoder)
+        write_folder(place, {WEIGHTS: latents}, {"data": data.name, "data_hash": data.hash, "autoencoder": str(name)})
+    latents = read_folder(place, "data")[0][WEIGHTS]  # memory-mapped
+    labels = (data.train_labels.repeat(2), data.test_labels)
+    return Latents(f"{data.name}-latents", latents["train"], latents["test"], *labels, data.classes, origin)

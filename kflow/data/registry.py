@@ -1,0 +1,69 @@
+"""The data sets by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from torch import Tensor
+
+from kflow.data.images import CIFAR10, EXPRESSIONS, Images, cifar10, digits, faces
+from kflow.data.latents import decode, encode_data, load_autoencoder
+from kflow.storage import CHECKPOINTS
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What is known of a data set without its files."""
+
+    load: Callable[[], Images]
+    shape: tuple[int, ...]  # (channel, height, width)
+    classes: tuple[str, ...]
+    autoencoder: str = ""  # in checkpoints/, of latents
+    images: str = ""  # the data set of their images
+
+
+def _latents(images: str) -> DataSet:
+    classes, autoencoder = PIXELS[images].classes, f"{images}-autoencoder"
+    load = cache(lambda: encode_data(PIXELS[images].load(), autoencoder))
+    return DataSet(load, (4, 16, 16), classes, autoencoder, images)
+
+
+PIXELS = {
+    "digits": DataSet(digits, (1, 32, 32), tuple("0123456789")),
+    "faces": DataSet(faces, (1, 64, 64), EXPRESSIONS),
+    "cifar10": DataSet(cifar10, (3, 32, 32), CIFAR10),
+}
+DATA = PIXELS | {f"{name}-latents": _latents(name) for name in ("faces", "cifar10")}
+
+
+def describe_data(name: str) -> DataSet:
+    """Shape and classes of a data set, which need not be here.
+
+    Raises ValueError: there is no such data set.
+    """
+    if name not in DATA:
+        raise ValueError(f"data is {name!r}, allowed are {', '.join(DATA)}")
+    return DATA[name]
+
+
+def load_data(name: str) -> Images:
+    """A data set by name; latents are encoded where they have not been yet.
+
+    Raises:
+        ValueError: another name, or files whose content is not what it should be.
+        FileNotFoundError: its files are not there; it says how to get them.
+    """
+    return describe_data(name).load()
+
+
+def images_of(name: str) -> Images:
+    """The images of a data set: of latents, those that they encode. Errors as :func:`load_data`."""
+    return load_data(describe_data(name).images or name)
+
+
+def to_pixels(samples: Tensor, name: str) -> Tensor:
+    """Images (N, channel, height, width), not clipped, of samples of a data set: latents are decoded."""
+    autoencoder = describe_data(name).autoencoder
+    return decode(samples, load_autoencoder(CHECKPOINTS / autoencoder)[0]) if autoencoder else samples
