@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from kflow.amplitude import PCA, Fourier, Identity, KAmplitude, Meyer, Wavelet
-from kflow.data import Images, describe_data, load_data, to_float
+from kflow.data import Images, describe_data, load_data
 from kflow.flow import HardBump, Linear, Path, Schedule, SoftBump
 from kflow.networks import make_dit
 from kflow.velocity import KFlow
@@ -171,7 +171,7 @@ class Experiment:
             return Fourier(shape, self.bands, self.cuts)
         if self.decomposition == "pca":
             data = data or load_data(self.data)
-            return PCA.fit((to_float(part) for part in data.train.split(4096)), self.bands, self.cuts)
+            return PCA.fit((data.to_float(part) for part in data.train.split(4096)), self.bands, self.cuts)
         levels = self.bands - 1
         return (
             Meyer(shape, levels)

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from kflow.checkpoint import load_model, save_model
-from kflow.data import Images, load_data, to_float
+from kflow.data import Images, load_data
 from kflow.experiment import Experiment, check_same, choose_compile, choose_precision
 from kflow.storage import RUNS, read_folder, write_folder
 from kflow.velocity import KFlow
@@ -166,7 +166,7 @@ def draw(
     if experiment.conditional:
         dropped = torch.rand(size, generator=source) < experiment.label_dropout
         labels = data.train_labels[chosen].masked_fill(dropped, len(data.classes))[rank::ranks]
-    return to_float(data.train[chosen])[rank::ranks], noise[rank::ranks], k[rank::ranks], labels
+    return data.to_float(data.train[chosen])[rank::ranks], noise[rank::ranks], k[rank::ranks], labels
 
 
 @lru_cache(maxsize=4)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from kflow_book import pipelines
+from kflow_book import drawings, pipelines
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Rectangle
 
@@ -28,7 +28,7 @@ def digits():
 def trajectory(digits):
     k = torch.linspace(0, 1, 21)
     noise = torch.randn(digits.shape, generator=torch.Generator().manual_seed(0))
-    return figures.states(Path(Wavelet(digits.shape[1:]), HardBump(2)), digits, noise, k), k
+    return drawings.states(Path(Wavelet(digits.shape[1:]), HardBump(2)), digits, noise, k), k
 
 
 def texts(figure):
@@ -115,7 +115,7 @@ def test_class_grid():
 
 def test_band_pictures(digits):
     shape = digits.shape[1:]
-    figure = figures.band_pictures({"four": Fourier(shape, 4), "two": Wavelet(shape)}, digits[:1])
+    figure = drawings.band_pictures({"four": Fourier(shape, 4), "two": Wavelet(shape)}, digits[:1])
     images = figure.axes[0].images
     assert len(images) == 6 + 4
     assert {"image", "band 0", "band 3", "sum of bands", "four", "two", "±1"} <= set(texts(figure))
@@ -129,7 +129,7 @@ def test_band_pictures(digits):
 
 
 def test_schedule_curves():
-    figure = figures.schedule_curves({"hard": HardBump(3), "ramp": HardBump(2, connection="linear"), "one": Linear()})
+    figure = drawings.schedule_curves({"hard": HardBump(3), "ramp": HardBump(2, connection="linear"), "one": Linear()})
     assert len(figure.axes) == 6
     weights, rates = figure.axes[0], figure.axes[3]
     assert [len(axes.lines) for axes in figure.axes] == [5, 3, 1, 5, 3, 1]  # bands and joins
@@ -144,7 +144,9 @@ def test_band_energy(digits):
     shape = digits.shape[1:]
     used = {"Fourier": Fourier(shape, 3), "db6": Wavelet(shape)}
     noise = torch.randn(200, *shape, generator=torch.Generator().manual_seed(0))
-    figure = figures.band_energy({n: d.energy(noise) for n, d in used.items()}, {n: d.sizes() for n, d in used.items()})
+    figure = drawings.band_energy(
+        {n: d.energy(noise) for n, d in used.items()}, {n: d.sizes() for n, d in used.items()}
+    )
     total, density = figure.axes
     assert [label.get_text() for label in total.get_yticklabels()] == ["Fourier", "db6"]
     assert total.get_xlabel() == r"$\|P_b x\| \,/\, \|x\|$" and density.get_xscale() == "log"
@@ -159,11 +161,11 @@ def test_spectrum_finds_the_slope_of_made_noise():
     radius = (frequency[:, None] ** 2 + frequency**2).sqrt().clamp(min=1 / 128)
     white = torch.randn(20, 1, 128, 128, generator=generator, dtype=torch.float64)
     pink = torch.fft.ifft2(torch.fft.fft2(white) / radius).real
-    figure = figures.spectrum({"white": white, "1/f": pink})
+    figure = drawings.spectrum({"white": white, "1/f": pink})
     names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     slopes = [float(name.split("slope ")[1].split(" ±")[0]) for name in names]
     assert names[0].startswith("white (N = 20)") and slopes == pytest.approx([0, -2], abs=0.11)
-    at, power = figures.radial_power(white)
+    at, power = drawings.radial_power(white)
     assert at[-1] == 0.5 and power.shape == (20, 64)
 
 
@@ -225,9 +227,9 @@ def test_save_table(tmp_path):
 
 
 def test_photograph():
-    picture = figures.photograph("chelsea", size=16)
+    picture = drawings.photograph("chelsea", size=16)
     assert picture.shape == (1, 3, 16, 16) and picture.abs().max() <= 1
-    assert figures.photograph("camera", 64, crop=64).shape == (1, 1, 64, 64)
+    assert drawings.photograph("camera", 64, crop=64).shape == (1, 1, 64, 64)
 
 
 def test_pipelines():
@@ -264,16 +266,16 @@ def test_saved_bytes_are_the_same(tmp_path, trajectory):
     states, k = trajectory
     for folder in ("a", "b"):
         figures.save(figures.strip(states, k, HardBump(2), samples=1), "strip", tmp_path / folder)
-        figures.save(figures.schedule_curves({"hard": HardBump(2)}), "curves", tmp_path / folder)
+        figures.save(drawings.schedule_curves({"hard": HardBump(2)}), "curves", tmp_path / folder)
     for name in ("strip.svg", "strip.png", "curves.svg", "curves.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert b"<dc:date>" not in (tmp_path / "a" / "curves.svg").read_bytes()
-    figures.save(figures.schedule_curves({"hard": HardBump(2)}), "curves", "")
+    figures.save(drawings.schedule_curves({"hard": HardBump(2)}), "curves", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_show_displays_and_saves(tmp_path, capsys):
-    figures.show(figures.schedule_curves({"hard": HardBump(2)}), "curves", tmp_path)
+    figures.show(drawings.schedule_curves({"hard": HardBump(2)}), "curves", tmp_path)
     assert "Figure" in capsys.readouterr().out and (tmp_path / "curves.svg").exists()
 
 

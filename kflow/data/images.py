@@ -45,10 +45,14 @@ class Images:
         """sha256 of the training and test images, in hexadecimal: what records refer to."""
         return hashlib.sha256(self.train.numpy().tobytes() + self.test.numpy().tobytes()).hexdigest()
 
+    def to_float(self, samples: Tensor) -> Tensor:
+        """Some of ``train`` or ``test`` as float32, as networks see them."""
+        return to_float(samples)
+
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 in 0…255 to float32 in [−1, 1]; latents, which are no integers, to float32 as they are."""
-    return images.float() if images.is_floating_point() else images.float() / 127.5 - 1
+    """0…255 to float32 in [−1, 1]."""
+    return images.float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -31,6 +31,10 @@ class Latents(Images):
         the next."""
         return self.source_hash
 
+    def to_float(self, samples: Tensor) -> Tensor:
+        """Some of ``train`` or ``test`` as float32."""
+        return samples.float()
+
 
 class StableDiffusionAutoencoder(nn.Module):
     """A diffusers AutoencoderKL behind the interface of :class:`~kflow.networks.Autoencoder`.

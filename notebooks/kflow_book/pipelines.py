@@ -12,23 +12,11 @@ from torch import Tensor
 
 from kflow.amplitude import Fourier, Wavelet
 from kflow.data import load_data, to_float
-from kflow.figures import (
-    BAND_COLOURS,
-    GREY,
-    WIDTH,
-    amplitude_picture,
-    draw_arrow,
-    draw_band_bar,
-    draw_box,
-    draw_image,
-    make_canvas,
-    photograph,
-    states,
-    write,
-)
+from kflow.figures import BAND_COLOURS, GREY, WIDTH, draw_band_bar, draw_image, make_canvas, write
 from kflow.flow import HardBump, Path
 from kflow.sample import Samples, sample
 from kflow.velocity import PointsOracle
+from kflow_book.drawings import amplitude_picture, draw_arrow, draw_box, photograph, states
 
 KINDS = ("class", "low-to-high", "high-to-low")
 
