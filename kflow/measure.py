@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from kflow.checkpoint import load_model
-from kflow.data import Images, load_data
+from kflow.data import describe_data, load_data, to_pixels
 from kflow.experiment import Experiment, choose_compile, choose_precision
 from kflow.records import RECORDS, Record, describe_machine
 from kflow.sample import sample
@@ -48,17 +48,27 @@ class Trained:
     experiment: Experiment
 
     @property
-    def data(self) -> Images:
-        return load_data(self.experiment.data)
+    def shape(self) -> tuple[int, ...]:
+        """Of a sample."""
+        return describe_data(self.experiment.data).shape
+
+    @property
+    def classes(self) -> int:
+        """How many."""
+        return len(describe_data(self.experiment.data).classes)
+
+    def images(self, samples: Tensor) -> Tensor:
+        """Samples as images in [−1, 1], not clipped; latents are decoded."""
+        return to_pixels(samples, self.experiment.data)
 
     def noise(self, samples: int) -> Tensor:
         """(samples, *shape)."""
         source = torch.Generator().manual_seed(self.experiment.seed)
-        return torch.randn(samples, *self.data.shape, generator=source)
+        return torch.randn(samples, *self.shape, generator=source)
 
     def labels(self, samples: int) -> Tensor:
         """Every class in turn, (samples,)."""
-        return torch.arange(samples) % len(self.data.classes)
+        return torch.arange(samples) % self.classes
 
     def generate(self, noise: Tensor, labels: Tensor | None = None, what: str = "sampling", **options: Any) -> Tensor:
         """Samples (N, *shape), or trajectories (T, N, *shape) with ``trajectory=True``; options of :func:`sample`.
@@ -175,10 +185,12 @@ def find_fault(name: str, run: str | None, folder: str | Path = RECORDS) -> str 
     if not path.exists():
         return "missing"
     record = Record.read(path)
-    now: Values = {"settings": wanted_settings(name), "data_hash": load_data(record.data).hash}
+    now: Values = {"settings": wanted_settings(name)}
+    with suppress(FileNotFoundError):  # the data need not be here
+        now["data_hash"] = load_data(record.data).hash
     if run:
         now["experiment_hash"] = named_experiment(run).hash
-        with suppress(FileNotFoundError):  # weights of seeds 1 and 2 need not be here
+        with suppress(FileNotFoundError):  # nor the weights of seeds 1 and 2
             now["checkpoint_hash"] = weights_hash(read_card(run_folder(run)))
     changed = [key for key, value in now.items() if getattr(record, key) != value]
     return f"stale: its {', '.join(changed)} changed" if changed else None

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from kflow import metrics
 from kflow.amplitude import PCA, Fourier, Identity, Meyer, Wavelet
-from kflow.data import load_data, to_float, to_uint8
+from kflow.data import images_of, load_data, to_uint8
 from kflow.flow.schedule import band_intervals
 from kflow.measure import Trained
 from kflow.sample import sample
@@ -23,15 +23,15 @@ from kflow.storage import CHECKPOINTS
 from kflow_book.calibration import calibrate
 
 Values = dict[str, Any]
+HELD_OUT = 5000  # images at most: as many as are generated
 
 
 @cache
 def real_features(data: str, features: str) -> tuple[Tensor, Tensor]:
-    """Features of the training and of the held-out images."""
-    images = load_data(data)
-    return tuple(
-        metrics.extract_features(x, CHECKPOINTS / features, progress=False) for x in (images.train, images.test)
-    )
+    """Features of the training and of the held-out images (at most 5,000); of latents, those of their images."""
+    images = images_of(data)
+    held_out = images.test[:: -(-len(images.test) // HELD_OUT)]
+    return tuple(metrics.extract_features(x, CHECKPOINTS / features, progress=False) for x in (images.train, held_out))
 
 
 def measure_fidelity(
@@ -49,11 +49,12 @@ def measure_fidelity(
     ``drop_class_at`` measures too what dropping the class there changes, from the same noise; FID(c) is taken against
     ``class_count`` training images of each class: the held-out ones are too few.
     """
-    data, labels = trained.data, None if guidance_scale is None else trained.labels(samples)
+    labels = None if guidance_scale is None else trained.labels(samples)
     options = {"steps": steps, "guidance_scale": guidance_scale or 1.0}
-    real_train, real_test = real_features(data.name, features)
+    real_train, real_test = real_features(trained.experiment.data, features)
 
-    def look(images: Tensor) -> tuple[Values, Tensor]:
+    def look(generated: Tensor) -> tuple[Values, Tensor]:
+        images = trained.images(generated)
         found = metrics.extract_features(to_uint8(images), CHECKPOINTS / features, progress=False)
         draws = metrics.fidelity_of_draws(found, real_test)
         values: Values = {name: sum(draw) / len(draw) for name, draw in draws.items()}
@@ -70,13 +71,13 @@ def measure_fidelity(
     dropped = trained.generate(trained.noise(samples), labels, "class dropped", drop_class_at=drop_class_at, **options)
     values["dropped"], after = look(dropped)
     counts = [*(n for n in (25, 50, 100, 200) if n < class_count), class_count]
-    real = (real_train, data.train_labels, range(len(data.classes)))
+    real = (real_train, images_of(trained.experiment.data).train_labels, range(trained.classes))
     pairs = {n: [metrics.class_distances(x, labels, *real, n) for x in (before, after)] for n in counts}
     values |= metrics.class_dropping_ratio(*pairs[class_count])
     values["class_fd"], values["dropped"]["class_fd"] = (float(d.mean()) for d in pairs[class_count])
     values["cdr_by_count"] = {str(n): metrics.class_dropping_ratio(*pair)["cdr"] for n, pair in pairs.items()}
-    ruler = Wavelet(data.shape, "db6")
-    others = kept.roll(len(data.classes), 0)  # of the same class
+    ruler = Wavelet(trained.shape, "db6")
+    others = kept.roll(trained.classes, 0)  # of the same class
     values["detail_kept"] = float(metrics.content_kept(kept, dropped, others, ruler)[1])
     energy = [float(ruler.energy(x)[:, 1].sum()) for x in (dropped, kept)]
     return values | {"detail_energy": energy[0] / energy[1]}
@@ -87,7 +88,7 @@ def measure_agreement(trained: Trained, judge: str, samples: int, steps: int, gu
     classifier, card = metrics.load_classifier(CHECKPOINTS / judge)
     labels = trained.labels(samples)
     images = trained.generate(trained.noise(samples), labels, steps=steps, guidance_scale=guidance_scale)
-    right = int((metrics.classify(classifier, images) == labels).sum())
+    right = int((metrics.classify(classifier, trained.images(images)) == labels).sum())
     interval = list(binomtest(right, samples).proportion_ci(method="wilson"))
     return {
         "agreement": right / samples,
@@ -153,12 +154,12 @@ def measure_evaluations(trained: Trained, samples: int, tolerance: float) -> Val
 def measure_steps(trained: Trained, features: str, samples: int, evaluations: list[int]) -> Values:
     """Fréchet distance by number of evaluations, for each stepper, asked at the step's start and middle."""
     values: Values = {}
-    real = real_features(trained.experiment.data, features)[1]
+    real, labels = real_features(trained.experiment.data, features)[1], trained.labels(samples)
     for solver in ("euler", "increment") if trained.model.output == "displacement" else ("euler",):
         for ask in ("start", "middle"):
             for steps in evaluations:
                 options = {"what": f"{solver}, {ask}, {steps}", "steps": steps, "solver": solver, "ask": ask}
-                images = to_uint8(trained.generate(trained.noise(samples), trained.labels(samples), **options))
+                images = to_uint8(trained.images(trained.generate(trained.noise(samples), labels, **options)))
                 found = metrics.extract_features(images, CHECKPOINTS / features, progress=False)
                 draws = metrics.fidelity_of_draws(found, real)["fd"]
                 values.setdefault(f"fd_{solver}_{ask}", {})[str(steps)] = sum(draws) / len(draws)
@@ -167,7 +168,8 @@ def measure_steps(trained: Trained, features: str, samples: int, evaluations: li
 
 def measure_energy(data: str, bands: dict[str, int], resamples: int) -> Values:
     """Mean norm of each band of real images (Figure 6), and the largest ratio of a band's to that of the one before."""
-    images = to_float(load_data(data).train)
+    found = load_data(data)
+    images = found.to_float(found.train)
     make = {
         "Fourier": lambda n: Fourier(images.shape[1:], n),
         "Meyer": lambda n: Meyer(images.shape[1:], n - 1),
