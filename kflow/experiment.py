@@ -20,7 +20,7 @@ import yaml
 from kflow.amplitude import PCA, Fourier, Identity, KAmplitude, Meyer, Wavelet
 from kflow.data import Images, describe_data, load_data
 from kflow.flow import HardBump, Linear, Path, Schedule, SoftBump
-from kflow.networks import make_dit
+from kflow.networks import make_network
 from kflow.velocity import KFlow
 
 CHOICES = {
@@ -184,7 +184,7 @@ class Experiment:
         known = data or describe_data(self.data)
         decomposition = decomposition or self.make_decomposition(known.shape, data)
         classes = len(known.classes) if self.conditional else 0
-        network = make_dit(self.network, known.shape, self.bands, classes)
+        network = make_network(self.network, known.shape, self.bands, classes)
         return KFlow(network, Path(decomposition, self.make_schedule()), self.output, self.loss_bands)
 
 

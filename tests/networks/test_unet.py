@@ -1,0 +1,45 @@
+"""The ADM U-Net: the LFM baseline's size, and what the flow asks of any network."""
+
+import pytest
+import torch
+
+from kflow.networks import UNet, make_network
+
+SHAPE = (4, 16, 16)
+
+
+def test_adm_has_the_size_of_the_lfm_baseline():
+    # Counted on the baseline's own network for CelebA-HQ 256; ours adds only the embedding of one band weight.
+    with torch.device("meta"):
+        network = make_network("ADM", (4, 32, 32))
+        state, k = torch.empty(2, 4, 32, 32), torch.empty(2)
+        output = network(state, k, torch.empty(2, 1))
+    assert sum(p.numel() for p in network.unet.parameters()) == 153_099_524
+    assert sum(p.numel() for p in network.parameters()) == 153_099_524 + 4 * 256
+    assert output.shape == state.shape
+
+
+def test_the_output_depends_on_everything_that_the_network_is_told():
+    torch.manual_seed(0)
+    network = make_network("ADM-micro", SHAPE, bands=2, classes=3)
+    assert sum(p.numel() for p in network.parameters()) <= 4_000_000
+    state, k, weights = torch.randn(2, *SHAPE), torch.tensor([0.2, 0.7]), torch.rand(2, 2)
+    assert not network(state, k, weights).any(), "every block starts as the identity, the output as zero"
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    first = network(state, k, weights, torch.tensor([0, 1]))
+    assert first.shape == state.shape
+    for changed in (
+        network(state, k.flip(0), weights, torch.tensor([0, 1])),
+        network(state, k, weights.flip(0), torch.tensor([0, 1])),
+        network(state, k, weights, torch.tensor([1, 1])),
+        network(state, k, weights),
+    ):
+        assert (changed - first).abs().max() > 1e-4
+    assert torch.equal(network(state, k, weights), network(state, k, weights, torch.tensor([3, 3])))
+
+
+def test_a_shape_that_cannot_be_halved_is_named():
+    with pytest.raises(ValueError, match="divisible by 8"):
+        UNet((4, 12, 12), 32, (1, 1, 1, 1), (), 1)
