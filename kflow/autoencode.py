@@ -36,12 +36,13 @@ def train_autoencoder(
         folder: where to write; must not exist.
         images: length of the training.
         kl_weight: see :meth:`~kflow.networks.Autoencoder.loss`.
-        sizes: channels, factor, width, depth of :class:`~kflow.networks.Autoencoder`.
+        sizes: channels, factor, width, depth of :class:`~kflow.networks.Autoencoder`; by default latents are 16 high.
 
     Raises FileExistsError: the folder exists.
     """
     if Path(folder).exists():
         raise FileExistsError(f"{folder} exists: remove it first, nothing is overwritten")
+    sizes = {"channels": 4, "factor": data.shape[1] // 16, **sizes}
     torch.manual_seed(seed)
     started = time.perf_counter()
     autoencoder = Autoencoder(data.shape, **sizes)

@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from kflow.autoencode import psnr, train_autoencoder
-from kflow.data import Images, decode, describe_data, encode, load_autoencoder, load_data, to_float, to_pixels
+from kflow.data import Images, decode, describe_data, encode, is_here, load_autoencoder, load_data, to_float, to_pixels
 from kflow.data import latents as latents_module
 from kflow.data.latents import StableDiffusionAutoencoder, encode_data
 from kflow.networks import Autoencoder
@@ -66,6 +66,7 @@ def test_shape_and_classes_are_known_without_the_files(monkeypatch):
     assert describe_data("faces-latents").shape == (4, 16, 16) and len(describe_data("cifar10").classes) == 10
     with pytest.raises(ValueError, match="data is 'mnist', allowed are digits"):
         describe_data("mnist")
+    assert not is_here("faces-latents") and not is_here("cifar10") and is_here("digits")
     images = torch.rand(2, 1, 32, 32)
     assert to_pixels(images, "digits") is images
 

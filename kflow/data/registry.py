@@ -8,6 +8,7 @@ from functools import cache
 
 from torch import Tensor
 
+from kflow.data.files import PREPARED, prepared_file
 from kflow.data.images import CIFAR10, EXPRESSIONS, Images, cifar10, digits, faces
 from kflow.data.latents import decode, encode_data, load_autoencoder
 from kflow.storage import CHECKPOINTS
@@ -56,6 +57,15 @@ def load_data(name: str) -> Images:
         FileNotFoundError: its files are not there; it says how to get them.
     """
     return describe_data(name).load()
+
+
+def is_here(name: str) -> bool:
+    """Whether the files of a data set are here (ValueError if there is no such data set)."""
+    images = describe_data(name).images or name
+    try:
+        return images not in PREPARED or bool(prepared_file(images))
+    except FileNotFoundError:
+        return False
 
 
 def images_of(name: str) -> Images:
