@@ -63,7 +63,7 @@ def opened(browser, site: Path, **options):
 
     page = browser.new_page(**options)
     page.route(lambda url: not url.startswith((address, "data:", "blob:")), refuse)
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("console", lambda m: errors.append(f"{m.text} ({m.location['url']})") if m.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.address, page.errors = address, errors
     yield page

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,15 +16,15 @@ CACHE = ROOT / "book" / "_build" / ".vendor"
 CDN = "https://cdn.jsdelivr.net/npm/"
 # By package: version, and which files. MathJax brings its fonts, rarer TeX commands and what reads formulas aloud.
 PACKAGES = {
-    "mathjax": ("3.2.2", ("es5/tex-mml-chtml.js", "es5/output/chtml/", "es5/input/tex/", "es5/a11y/", "es5/sre/")),
+    "mathjax": ("3.2.2", ("es5/tex-mml-chtml.js", "es5/output/chtml/*", "es5/input/tex/*", "es5/a11y/*", "es5/sre/*")),
     "requirejs": ("2.3.7", ("require.js",)),
-    "@jupyter-widgets/html-manager": ("1.0.6", ("dist/embed-amd.js",)),
+    "@jupyter-widgets/html-manager": ("1.0.6", ("dist/embed-amd.js", "dist/*.woff2")),
 }
 MATHJAX, REQUIRE, WIDGETS = PACKAGES
 
 
-def unpack(package, version, parts, folder):
-    """Files of an npm package into a folder: each part, or all below one with a final slash. Whether npm gave them."""
+def unpack(package, version, patterns, folder):
+    """Files of an npm package whose names fit one of the patterns into a folder; whether npm gave them."""
     npm = shutil.which("npm")
     if not npm:
         return False
@@ -35,7 +36,7 @@ def unpack(package, version, parts, folder):
         with tarfile.open(archives[0]) as archive:
             for member in archive:
                 name = member.name.removeprefix("package/")
-                if member.isfile() and any(name == part or part[-1] == "/" and name.startswith(part) for part in parts):
+                if member.isfile() and any(fnmatch(name, pattern) for pattern in patterns):
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     (folder / name).write_bytes(archive.extractfile(member).read())
     return True
@@ -44,15 +45,32 @@ def unpack(package, version, parts, folder):
 def choose_addresses(app, config):
     """Where the pages find each file: beside them if npm gave it, else at the CDN."""
     addresses = {}
-    for package, (version, parts) in PACKAGES.items():
+    for package, (version, patterns) in PACKAGES.items():
         folder = f"{package.removeprefix('@')}-{version}"
-        if (CACHE / folder / parts[0]).exists() or unpack(package, version, parts, CACHE / folder):
-            addresses[package] = f"vendor/{folder}/{parts[0]}"
+        there = all(any((CACHE / folder).glob(pattern)) for pattern in patterns)
+        if there or unpack(package, version, patterns, CACHE / folder):
+            addresses[package] = f"vendor/{folder}/{patterns[0]}"
         else:
-            addresses[package] = f"{CDN}{package}@{version}/{parts[0]}"
+            addresses[package] = f"{CDN}{package}@{version}/{patterns[0]}"
     config.mathjax_path = addresses[MATHJAX]
-    # The widget manager looks elsewhere only for widgets that are not Jupyter's own; these pages have none.
-    config.nb_ipywidgets_js = {addresses[REQUIRE]: {}, addresses[WIDGETS]: {"data-jupyter-widgets-cdn": CDN}}
+    # The widget manager asks require.js where it lies, and finds its fonts from there. It asks a CDN only for widgets
+    # that are not Jupyter's own.
+    place = addresses[WIDGETS].removesuffix("/" + PACKAGES[WIDGETS][1][0]).removeprefix("vendor/")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    (CACHE / "widgets.js").write_text(
+        f'window.require = {{ paths: {{ "{WIDGETS}": new URL("{place}", document.currentScript.src).href }} }};\n'
+    )
+    manager = {addresses[WIDGETS]: {"data-jupyter-widgets-cdn": CDN}}
+    config.nb_ipywidgets_js = {"vendor/widgets.js": {}, addresses[REQUIRE]: {}, **manager}
+
+
+def drop_unused_scripts(app, pagename, templatename, context, doctree):
+    """Leave out Thebe, which no button starts and which would be declared twice, and widgets where none is shown."""
+    unused = ["thebe"]
+    if "vnd.jupyter.widget-view" not in context.get("body", ""):
+        unused += ["widget", "requirejs"]
+    scripts = {script: f"{script.filename} {script.attributes}" for script in context.get("script_files", ())}
+    context["script_files"] = [script for script, text in scripts.items() if not any(word in text for word in unused)]
 
 
 def copy_files(app):
@@ -65,4 +83,5 @@ def setup(app):
     """Register the hooks; addresses are chosen before MyST-NB and MathJax read their settings."""
     app.connect("config-inited", choose_addresses, priority=100)
     app.connect("builder-inited", copy_files)
+    app.connect("html-page-context", drop_unused_scripts, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
