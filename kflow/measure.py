@@ -30,6 +30,7 @@ from kflow.data import describe_data, load_data, to_pixels
 from kflow.experiment import Experiment, choose_compile, choose_precision
 from kflow.records import RECORDS, Record, describe_machine
 from kflow.sample import sample
+from kflow.steer import Steered
 from kflow.storage import CARD, CHECKPOINTS, ROOT, RUNS, read_card
 from kflow.velocity import KFlow
 
@@ -70,7 +71,14 @@ class Trained:
         """Every class in turn, (samples,)."""
         return torch.arange(samples) % self.classes
 
-    def generate(self, noise: Tensor, labels: Tensor | None = None, what: str = "sampling", **options: Any) -> Tensor:
+    def generate(
+        self,
+        noise: Tensor,
+        labels: Tensor | None = None,
+        what: str = "sampling",
+        localised: bool = False,
+        **options: Any,
+    ) -> Tensor:
         """Samples (N, *shape), or trajectories (T, N, *shape) with ``trajectory=True``; options of :func:`sample`.
 
         The network computes as in training: in bf16 where the processor has it, compiled where that pays.
@@ -80,7 +88,8 @@ class Trained:
             torch._dynamo.reset()  # or what was measured before decides what is compiled
             network = torch.compile(network, dynamic=False)
         network = Fabric(accelerator="cpu", precision=choose_precision(self.experiment)).setup_module(network)
-        model, parts = KFlow(network, self.model.path, self.model.output, self.model.loss_bands).eval(), []
+        model = KFlow(network, self.model.path, self.model.output, self.model.loss_bands)
+        model, parts = Steered(model, localised).eval(), []
         for i in tqdm(range(0, len(noise), BATCH), desc=f"{self.experiment.name}: {what}"):
             label = None if labels is None else labels[i : i + BATCH]
             result = sample(model, noise[i : i + BATCH], label, **options)

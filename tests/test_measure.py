@@ -5,10 +5,23 @@ import random
 import re
 
 import pytest
+import torch
 import yaml
 
-from kflow.measure import find_fault, find_faults, load_measurements, measure, named_experiment, run_folder, wanted
+from kflow.checkpoint import load_model
+from kflow.measure import (
+    Trained,
+    find_fault,
+    find_faults,
+    load_measurements,
+    measure,
+    named_experiment,
+    run_folder,
+    wanted,
+)
+from kflow.metrics import load_classifier
 from kflow.records import RECORDS, TABLES, Record, get_value, read_seeds, read_table, show_table
+from kflow.sample import sample
 from kflow.storage import CHECKPOINTS, ROOT
 
 MEASUREMENTS = load_measurements()
@@ -76,6 +89,44 @@ def test_a_record_of_real_data(name):
                 assert norms == pytest.approx(committed[key][name], rel=1e-4)
         else:
             assert value == pytest.approx(committed[key], rel=0.01), key
+
+
+@pytest.mark.slow
+def test_what_a_new_noise_at_the_join_changes():
+    """The must-show of localised sampling, and one value written out with the sampler itself."""
+    changes = {"samples": 20, "fidelity_samples": 500, "steps": 4}
+    values = measure("localised", "digits-db6", **changes).values
+    assert values.keys() == Record.read(RECORDS / "digits-db6-localised.json").values.keys()
+    off = "low_off_high_redrawn_at"
+    assert values[f"localised_{off}_join"] < 1e-4 < values[f"plain_{off}_join"] < values[f"plain_{off}_start"]
+    assert values["leakage_localised"] < 1e-9 < values["leakage_plain"]
+    assert values["plain_high_off_low_redrawn_at_join"] == 0, "the low band's noise is spent at the join"
+    trained = Trained(*load_model(CHECKPOINTS / "digits-db6")[:2])
+    bands = trained.model.path.decomposition
+    first, second, third = trained.noise(60).split(20)
+    half = sample(trained.model, first, steps=2, end=0.5).data
+    new = half + bands.project(second - first, 1)
+    ends = [sample(trained.model, state, steps=2, start=0.5).data for state in (half, new)]
+    other = sample(trained.model, third, steps=4).data
+    same, apart = (bands.project(ends[0] - x, 1).square().sum() for x in (ends[1], other))
+    assert values["plain_high_kept_high_redrawn_at_join"] == pytest.approx(float(1 - same / apart), abs=0.03)
+
+
+@pytest.mark.slow
+def test_what_dropping_the_class_changes():
+    changes = {"samples": 100, "class_count": 10, "steps": 4, "points": [[3.0, 0.5]]}
+    values = measure("dropping", "digits-lfm", **changes).values
+    trained, judge = (
+        Trained(*load_model(CHECKPOINTS / "digits-lfm")[:2]),
+        load_classifier(CHECKPOINTS / "digits-judge")[0],
+    )
+    noise, labels = trained.noise(100), torch.arange(100) % 10
+    options = {"steps": 4, "guidance_scale": 3.0}
+    kept, dropped = (sample(trained.model, noise, labels, drop_class_at=at, **options).data for at in (None, 0.5))
+    distance = ((kept - dropped) ** 2).sum() / ((kept - kept[(torch.arange(100) - 10) % 100]) ** 2).sum()
+    assert values["distance_3_0.5"] == pytest.approx(float(distance.sqrt()), rel=0.03)
+    assert values["agreement_3_0.5"] == pytest.approx(float((judge(kept).argmax(1) == labels).float().mean()), abs=0.03)
+    assert values["distance_ratio"] == 1, "there is one point, first and last"
 
 
 def test_no_record_is_missing_or_stale():

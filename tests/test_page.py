@@ -1,9 +1,11 @@
-"""The page without a kernel, in a real browser: the picture is PyTorch's, and the controls do what they say."""
+"""The book in a real browser, without network: every page loads, and the one without a kernel draws as PyTorch does."""
 
 import importlib.util
 import os
 import shutil
+import sys
 import threading
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +22,9 @@ from kflow.storage import CHECKPOINTS
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-MUST = bool(os.environ.get("KFLOW_BROWSER"))  # set where a skipped test would hide a fault
+# Set where a skipped test would hide a fault: KFLOW_BROWSER by .ci/run, to "book" once the book is built.
+MUST, MUST_BOOK = bool(os.environ.get("KFLOW_BROWSER")), os.environ.get("KFLOW_BROWSER") == "book"
+BOOK = ROOT / "book" / "_build" / "html"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM and not MUST, reason="there is no Chromium here (Debian: apt install chromium)"),
@@ -38,33 +42,58 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """The page as the book has it, served from localhost, in a browser without any other network."""
+def browser():
     from playwright.sync_api import sync_playwright
 
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser, site: Path, **options):
+    """A page that reaches this folder and no other host; what goes wrong is kept in ``page.errors``."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address, errors = f"http://127.0.0.1:{server.server_port}", []
+
+    def refuse(route):
+        errors.append(f"asked for {route.request.url}")
+        route.abort()
+
+    page = browser.new_page(**options)
+    page.route(lambda url: not url.startswith((address, "data:", "blob:")), refuse)
+    page.on("console", lambda m: errors.append(f"{m.text} ({m.location['url']})") if m.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.address, page.errors = address, errors
+    yield page
+    page.close()
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The page without a kernel, as the book has it."""
     site = tmp_path_factory.mktemp("site")
+    sys.path.insert(0, str(ROOT / "book" / "_extensions"))
     spec = importlib.util.spec_from_file_location("steer_extension", ROOT / "book/_extensions/steer.py")
     extension = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(extension)
     app = SimpleNamespace(builder=SimpleNamespace(format="html"), outdir=site)
     extension.prepare(app, {NAME: "db6", "digits-lfm": "ordinary flow matching, with a title too long for a phone"})
     (site / "steer.html").write_text(PAGE)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 400, "height": 900})
-        page.route(lambda url: not url.startswith((address, "data:", "blob:")), lambda route: route.abort())
-        page.errors = []
-        page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.goto(f"{address}/steer.html#seeds=7,8&label=3")
+    return site
+
+
+@pytest.fixture(scope="module")
+def page(browser, site):
+    """It, with the model loaded."""
+    with opened(browser, site, viewport={"width": 400, "height": 900}) as page:
+        page.goto(f"{page.address}/steer.html#seeds=7,8&label=3")
         page.click(".kflow-load")
         finished(page)
         yield page
-        browser.close()
-    server.shutdown()
 
 
 def finished(page):
@@ -157,3 +186,55 @@ def test_it_fits_a_phone(page):
     )
     assert page.evaluate(inside)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason", "clicks"),
+    [
+        ("WebAssembly", "it has no WebAssembly", False),
+        ("models.json", "", False),
+        (f"{NAME}-step.onnx", "", True),
+        ("ort.wasm.min.mjs", "its worker does not start", True),
+        ("ort-wasm-simd-threaded.wasm", "", True),
+    ],
+)
+def test_where_the_model_cannot_run_the_page_says_so_and_shows_a_grid(browser, site, missing, reason, clicks):
+    with opened(browser, site) as page:
+        if missing == "WebAssembly":
+            page.add_init_script("delete globalThis.WebAssembly")
+        page.route(f"**/{missing}", lambda route: route.abort())
+        page.goto(f"{page.address}/steer.html")
+        if clicks:
+            page.click(".kflow-load")
+        page.wait_for_selector("#kflow-steer[data-state=failed]", timeout=60_000)
+        text = page.locator("#kflow-steer [role=status]").inner_text()
+        assert text.startswith("The model does not run in this browser: ") and reason in text
+        grid = page.locator("#kflow-steer img")
+        grid.evaluate("image => image.decode()")
+        assert grid.evaluate("image => image.naturalWidth") > 300 and "each row" in grid.get_attribute("alt")
+        assert page.locator("#kflow-steer input").count() == 0, "no control that answers nothing"
+
+
+@pytest.mark.skipif(not BOOK.exists() and not MUST_BOOK, reason="the book is not built here: make book")
+def test_every_page_of_the_book_loads_without_network(browser):
+    """No error on the console, no request to another host, every formula set, every widget drawn."""
+    paths = sorted(path.relative_to(BOOK).as_posix() for path in BOOK.rglob("*.html") if "_static" not in path.parts)
+    assert {"intro.html", "steer.html", "notebooks/06_steering.html", "api.html"} <= set(paths)
+    faults, formulas = [], 0
+    with opened(browser, BOOK) as page:
+        for path in paths:
+            page.goto(f"{page.address}/{path}", wait_until="networkidle")
+            expected = page.locator(".math").count()
+            if expected:
+                page.wait_for_function("window.MathJax?.startup?.promise?.then(() => true)")
+            formulas += expected
+            found = page.evaluate("document.querySelectorAll('mjx-container').length")
+            page.errors += [f"{expected - found} formulas are not set"] * (found < expected)
+            page.errors += page.evaluate("Array.from(document.querySelectorAll('mjx-merror'), e => e.textContent)")
+            views = page.locator("script[type='application/vnd.jupyter.widget-view+json']").count()
+            if views:
+                page.wait_for_selector(".jupyter-widgets", timeout=10_000)
+            faults += [f"{path}: {error}" for error in page.errors]
+            page.errors.clear()
+    assert not faults, "\n".join(faults)
+    assert formulas > 100

@@ -7,10 +7,9 @@ that the finished pages need no network; without npm they load the same version 
 import hashlib
 import json
 import shutil
-import subprocess
-import tarfile
-import tempfile
 from pathlib import Path
+
+from vendor import CDN, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES, CACHE = ROOT / "book" / "steer", ROOT / "book" / "_build" / ".steer"
@@ -128,20 +127,13 @@ def export(name, folder):
 def fetch_runtime(folder):
     """onnxruntime-web from npm, or a module that points to its CDN; returns its bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    npm = shutil.which("npm")
-    if npm:
-        with tempfile.TemporaryDirectory() as place:
-            done = subprocess.run(
-                [npm, "pack", f"onnxruntime-web@{RUNTIME}"], cwd=place, capture_output=True, text=True
-            )
-            archives = list(Path(place).glob("*.tgz"))
-            if done.returncode == 0 and archives:
-                with tarfile.open(archives[0]) as archive:
-                    for part in PARTS:
-                        (folder / part).write_bytes(archive.extractfile(f"package/dist/{part}").read())
-                (folder / "where.mjs").write_text('export const where = new URL("./", import.meta.url).href;\n')
-                return sum((folder / part).stat().st_size for part in PARTS)
-    address = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{RUNTIME}/dist/"
+    if unpack("onnxruntime-web", RUNTIME, tuple(f"dist/{part}" for part in PARTS), folder):
+        for part in PARTS:
+            (folder / "dist" / part).rename(folder / part)
+        (folder / "dist").rmdir()
+        (folder / "where.mjs").write_text('export const where = new URL("./", import.meta.url).href;\n')
+        return sum((folder / part).stat().st_size for part in PARTS)
+    address = f"{CDN}onnxruntime-web@{RUNTIME}/dist/"
     (folder / PARTS[0]).write_text(f'export * from "{address}{PARTS[0]}";\n')
     (folder / "where.mjs").write_text(f'export const where = "{address}";\n')
     return 13_000_000

@@ -180,10 +180,16 @@ function receive({ data }) {
   }
 }
 
+// The page without the model: it says why, and shows what the model draws, computed while the book was built.
 function fail(message) {
+  worker?.terminate();
+  worker = meta = null;
   root.dataset.state = "failed";
-  status.textContent = `The model does not run in this browser (${message}). Below is what it draws, computed before.`;
-  root.append(make("img", { src: new URL("fallback.png", assets).href, alt: "a grid of digits: rows share the low band's noise" }));
+  status.textContent = `The model does not run in this browser: ${message}. This is what it draws, computed before.`;
+  const picture = make("img", { className: "kflow-fallback", src: new URL("fallback.png", assets).href });
+  picture.alt = "25 handwritten threes in five rows and five columns: each row has one noise in the low band, each column one in the high band";
+  const caption = "A three, guidance 1.5, db6. Each row has one noise in the low band, each column one in the high band.";
+  root.replaceChildren(status, make("figure", {}, picture, make("figcaption", { textContent: caption })));
 }
 
 async function load() {
@@ -203,23 +209,33 @@ scrubber.addEventListener("input", () => {
   shown = Number(scrubber.value);
   draw();
 });
-const models = await (await fetch(new URL("models.json", assets))).json();
-const choice = make("select");
-for (const [name, about] of Object.entries(models.models)) {
-  choice.append(make("option", { value: name, textContent: about.title, selected: name === state.model }));
+
+async function begin() {
+  if (typeof WebAssembly !== "object") return fail("it has no WebAssembly");
+  const answer = await fetch(new URL("models.json", assets));
+  if (!answer.ok) throw new Error(`models.json: ${answer.status}`);
+  const models = await answer.json();
+  const choice = make("select");
+  for (const [name, about] of Object.entries(models.models)) {
+    choice.append(make("option", { value: name, textContent: about.title, selected: name === state.model }));
+  }
+  choice.addEventListener("change", () => {
+    state.model = choice.value;
+    meta = null;
+    if (!worker) return;
+    root.dataset.state = "loading";
+    status.textContent = "loading …";
+    worker.postMessage({ kind: "load", name: state.model });
+  });
+  if (!(state.model in models.models)) state.model = choice.value;
+  const megabytes = ((models.runtime + models.models[state.model].bytes) / 1e6).toFixed(0);
+  const text = `load the model and its runtime (${megabytes} MB)`;
+  const button = make("button", { type: "button", textContent: text, className: "kflow-load" });
+  button.addEventListener("click", () => (button.remove(), load()));
+  const look = labelled("look at", scrubber, scrubbed);
+  root.replaceChildren(labelled("model", choice), button, status, canvas, bar, look, controls);
+  root.dataset.state = "ready";
+  window.kflow = { state, frames: () => frames }; // for tests and the curious
 }
-choice.addEventListener("change", () => {
-  state.model = choice.value;
-  meta = null;
-  if (!worker) return;
-  root.dataset.state = "loading";
-  status.textContent = "loading …";
-  worker.postMessage({ kind: "load", name: state.model });
-});
-if (!(state.model in models.models)) state.model = choice.value;
-const megabytes = ((models.runtime + models.models[state.model].bytes) / 1e6).toFixed(0);
-const button = make("button", { type: "button", textContent: `load the model and its runtime (${megabytes} MB)`, className: "kflow-load" });
-button.addEventListener("click", () => (button.remove(), load()));
-root.replaceChildren(labelled("model", choice), button, status, canvas, bar, labelled("look at", scrubber, scrubbed), controls);
-root.dataset.state = "ready";
-window.kflow = { state, frames: () => frames }; // for tests and the curious
+
+begin().catch((error) => fail(error.message));

@@ -48,11 +48,15 @@ export function grid(joins, steps) {
 }
 
 async function load(name) {
-  const meta = await (await fetch(new URL(`./${name}.json`, import.meta.url))).json();
+  const get = async (file) => {
+    const answer = await fetch(new URL(`./${file}`, import.meta.url));
+    if (!answer.ok) throw new Error(`${file}: ${answer.status}`);
+    return answer;
+  };
+  const meta = await (await get(`${name}.json`)).json();
   const read = async (part) => {
-    const answer = await fetch(new URL(`./${name}-${part}.onnx`, import.meta.url));
-    if (!answer.ok) throw new Error(`${name}-${part}.onnx: ${answer.status}`);
-    return ort.InferenceSession.create(new Uint8Array(await answer.arrayBuffer()), { executionProviders: ["wasm"] });
+    const bytes = new Uint8Array(await (await get(`${name}-${part}.onnx`)).arrayBuffer());
+    return ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
   };
   model = { meta, step: await read("step"), compose: await read("compose") };
   return meta;

@@ -18,7 +18,7 @@ from kflow.amplitude import PCA, Fourier, Identity, Meyer, Wavelet
 from kflow.data import images_of, load_data, to_uint8
 from kflow.flow.schedule import band_intervals
 from kflow.measure import Trained
-from kflow.sample import sample
+from kflow.sample import grid, sample
 from kflow.storage import CHECKPOINTS
 from kflow_book.calibration import calibrate
 
@@ -140,6 +140,86 @@ def measure_steering(trained: Trained, samples: int, steps: int) -> Values:
         kept = metrics.content_kept(results["plain"], results[shared], results["independent"], ruler)
         values |= {f"low_kept_by_{shared}": float(kept[0]), f"high_kept_by_{shared}": float(kept[-1])}
     return values
+
+
+def measure_localised(trained: Trained, features: str, samples: int, fidelity_samples: int, steps: int) -> Values:
+    """What one band's noise, redrawn on the way, changes in each band, with the plain sampler and the localised one.
+
+    The state still holds the share 1 − w_b(k) of band b's noise, and that share is drawn again: all of it at k = 0; at
+    the join all of a waiting band's and none of a finished band's. LFM has no join; it is stopped at k = 1/2, and
+    measured in db6's bands. Beside it leakage, and the Fréchet distance of class-conditional samples.
+    """
+    path, values = trained.model.path, {}
+    lfm = isinstance(path.decomposition, Identity)
+    ruler = Wavelet(path.decomposition.shape, "db6") if lfm else path.decomposition
+    first, second, third = trained.noise(3 * samples).split(samples)
+    change, points = ruler.split(second - first), grid(path.schedule.joins, steps)
+    stops = {"start": 0, "join": points.index(0.5 if lfm else path.schedule.joins[0])}
+    real = real_features(trained.experiment.data, features)[1]
+    for sampler in ("plain", "localised"):
+        options = {"localised": sampler == "localised"}
+        way = trained.generate(first, what=sampler, steps=steps, trajectory=True, **options)
+        independent = trained.generate(third, what=f"{sampler}, independent", steps=steps, **options)
+        values[f"leakage_{sampler}"] = float(metrics.leakage(way, torch.tensor(points), path).mean())
+        off = ruler.split(way[-1] - independent).flatten(1).abs().amax(1)
+        values |= {f"{sampler}_{band}_off_independent": float(x) for band, x in zip(("low", "high"), off)}
+        for where, index in stops.items():
+            waiting = 1 - path.schedule(torch.tensor([points[index]]))[0][0].expand(ruler.bands)
+            for redrawn, band in (("high", -1), ("low", 0)):
+                state, what = way[index] + waiting[band] * change[band], f"{redrawn}_redrawn_at_{where}"
+                end = trained.generate(state, None, what, steps=steps - index, start=points[index], **options)
+                kept = metrics.content_kept(way[-1], end, independent, ruler)
+                off = ruler.split(way[-1] - end).flatten(1).abs().amax(1)
+                for name, share, most in zip(("low", "high"), kept, off):
+                    values[f"{sampler}_{name}_kept_{what}"] = float(share)
+                    values[f"{sampler}_{name}_off_{what}"] = float(most)
+        many, what = trained.noise(fidelity_samples), f"{sampler}, for the distance"
+        images = trained.images(trained.generate(many, trained.labels(len(many)), what, steps=steps, **options))
+        found = metrics.extract_features(to_uint8(images), CHECKPOINTS / features, progress=False)
+        draws = metrics.fidelity_of_draws(found, real)
+        values |= {f"{sampler}_{name}": sum(draws[name]) / len(draws[name]) for name in ("fd", "precision", "recall")}
+    at_start = [values[f"{sampler}_low_kept_high_redrawn_at_start"] for sampler in ("plain", "localised")]
+    return values | {
+        "fd_ratio": values["localised_fd"] / values["plain_fd"],
+        "low_kept_gain": at_start[1] - at_start[0],
+    }
+
+
+def measure_dropping(
+    trained: Trained, features: str, judge: str, samples: int, class_count: int, steps: int, points: list[list[float]]
+) -> Values:
+    """What dropping the class changes, for each pair of a guidance and a k at which it is dropped (Figures 11 and 12).
+
+    All in db6's bands. ``distance`` is the root of E‖a − b‖² / E‖a − c‖², for a sample a with the class, b the same
+    with the class dropped, and c another of the class.
+    """
+    labels, ruler, values = trained.labels(samples), Wavelet(trained.shape, "db6"), {}
+    classifier, _ = metrics.load_classifier(CHECKPOINTS / judge)
+    real = (
+        real_features(trained.experiment.data, features)[0],
+        images_of(trained.experiment.data).train_labels,
+        range(trained.classes),
+    )
+
+    @cache
+    def look(guidance: float, at: float | None) -> tuple[Tensor, float, Tensor]:
+        options = {"steps": steps, "guidance_scale": guidance, "drop_class_at": at}
+        images = trained.generate(trained.noise(samples), labels, f"guidance {guidance}, drop {at}", **options)
+        pixels = trained.images(images)
+        found = metrics.extract_features(to_uint8(pixels), CHECKPOINTS / features, progress=False)
+        distances = metrics.class_distances(found, labels, *real, class_count)
+        return images, metrics.agreement(classifier, pixels, labels), distances
+
+    for guidance, at in points:
+        (kept, agreement, before), (dropped, after_agreement, after) = look(guidance, None), look(guidance, at)
+        others, name = kept.roll(trained.classes, 0), f"{guidance:g}_{at:g}"  # others: of the same class
+        low, high = metrics.content_kept(kept, dropped, others, ruler).tolist()
+        distance = (kept - dropped).square().mean().sqrt() / (kept - others).square().mean().sqrt()
+        values |= {f"low_kept_{name}": low, f"high_kept_{name}": high, f"distance_{name}": float(distance)}
+        values |= {f"agreement_{name}": agreement, f"agreement_dropped_{name}": after_agreement}
+        values[f"cdr_{name}"] = metrics.class_dropping_ratio(before, after)["cdr"]
+    first, last = (values[f"distance_{guidance:g}_{at:g}"] for guidance, at in (points[0], points[-1]))
+    return values | {"distance_ratio": last / first}
 
 
 def measure_evaluations(trained: Trained, samples: int, tolerance: float) -> Values:
