@@ -1,6 +1,6 @@
 """Image restoration with a trained flow as the prior: Algorithm 4 (E.9).
 
-Images lie in [−1, 1], a measurement is y = H x + σ·noise, and nothing is trained further. The flow is asked without classes.
+Images lie in [−1, 1], a measurement is y = H x + σ·noise, nothing is trained further, and the flow is not told a class.
 """
 
 from __future__ import annotations
@@ -138,9 +138,9 @@ def degrade(operator: Operator, images: Tensor, noise_level: float, seed: int = 
 def denoise(model: KFlow, state: Tensor, k: Tensor, estimate: Tensor, printed: bool = False) -> Tensor:
     """The denoiser D of Algorithm 4: the finished image that the model expects from Ψ_k, (batch, *shape).
 
-    A displacement gives the posterior mean in every band. A velocity gives it in finished bands, Ψ itself, and in active
-    ones, Ψ + (1 − w)/w′·v; of waiting bands it says nothing, and they are those of ``estimate``. So are bands where
-    (1 − w)/w′ > 1, ordinary flow matching's largest factor: at a band's start it diverges.
+    A displacement gives the posterior mean in every band. A velocity gives it in finished bands, Ψ itself, and in
+    active ones, Ψ + (1 − w)/w′·v; of waiting bands it says nothing, and they are those of ``estimate``. So are bands
+    where (1 − w)/w′ > 1, ordinary flow matching's largest factor: at a band's start it diverges.
 
     Args:
         state, estimate: (batch, *shape): Ψ_k, and the image that it was made from.

@@ -1,6 +1,6 @@
 """The methods beside Algorithm 4 in Table 10 that use the same trained flow: OT-ODE, D-Flow and Flow-Priors.
 
-Each follows the algorithm of its paper on the straight path of ordinary flow matching; a measurement is y = H x + σ·noise.
+Each follows its paper's algorithm on the straight path of ordinary flow matching; a measurement is y = H x + σ·noise.
 """
 
 from __future__ import annotations
@@ -110,8 +110,9 @@ def flow_priors(
 ) -> Samples:
     """Flow-Priors (Zhang et al., 2024): at each Euler step, one Adam step towards the local maximum a posteriori.
 
-    Its loss: ``weight``·‖H x' − y_k‖² for the next state x' (y_k is y on the way from the starting noise), the divergence of
-    v by Hutchinson's estimate, and the Gaussian prior's score at k. Ordinary flow matching only (else a ValueError).
+    Its loss: ``weight``·‖H x' − y_k‖² for the next state x' (y_k is y on the way from the starting noise), the
+    divergence of v by Hutchinson's estimate, and the Gaussian prior's score at k. Ordinary flow matching only (else a
+    ValueError).
     """
     check_plain(model)
     source, step = torch.Generator().manual_seed(seed), (1 - 1e-3) / steps
