@@ -76,7 +76,7 @@ class Inpainting(Operator):
 
     def __init__(self, shape: Sequence[int], mask: Tensor):
         super().__init__(shape)
-        if mask.dim() > 3 or torch.broadcast_shapes(mask.shape, self.shape) != self.shape:
+        if any(size not in (1, full) for size, full in zip(mask.shape[::-1], self.shape[::-1])) or mask.dim() > 3:
             raise ValueError(f"mask has shape {tuple(mask.shape)}, allowed is one that broadcasts to {self.shape}")
         if not ((mask == 0) | (mask == 1)).all() or not mask.any():
             raise ValueError(f"mask holds {mask.unique().tolist()[:3]}, allowed are 0 and 1, and 1 at least once")

@@ -89,6 +89,14 @@ def faces() -> Images:
 
 
 @cache
+def faces32() -> Images:
+    """The faces at 32×32: means of 2×2 pixels, rounded; the same splits."""
+    whole = faces()
+    train, test = (F.avg_pool2d(x.float(), 2).round().to(torch.uint8) for x in (whole.train, whole.test))
+    return Images("faces32", train, test, whole.train_labels, whole.test_labels, whole.classes)
+
+
+@cache
 def cifar10() -> Images:
     """CIFAR-10 as JPEG files, 32×32 in colour, ten classes: 50,000 train and 10,000 test, its own split.
 
@@ -100,7 +108,7 @@ def cifar10() -> Images:
     return Images("cifar10", train, test, train_labels, test_labels, classes)
 
 
-DATA: dict[str, Callable[[], Images]] = {"digits": digits, "faces": faces, "cifar10": cifar10}
+DATA: dict[str, Callable[[], Images]] = {"digits": digits, "faces": faces, "faces32": faces32, "cifar10": cifar10}
 
 
 def load_data(name: str) -> Images:
