@@ -171,6 +171,7 @@ def plug_and_play(
     exponent: float = 0.5,
     averages: int = 1,
     printed: bool = False,
+    step_by_band: bool = False,
     autoencoder: Any = PIXELS,
     seed: int = 0,
     progress: bool = False,
@@ -185,6 +186,7 @@ def plug_and_play(
         measurement: y, (batch, *operator.measured).
         averages: noise draws that each step averages the denoiser over.
         printed: the denoiser as cited in E.9: see :func:`denoise`.
+        step_by_band: γ_n is step_size·(1 − w_b)^exponent in band b, what D cleans there (ours; pixels only).
         autoencoder: anything with ``encode`` and ``decode``, if the model's samples are latents; the data step
             stays among the pixels.
 
@@ -198,7 +200,13 @@ def plug_and_play(
     image, source = operator.adjoint(measurement), torch.Generator().manual_seed(seed)
     points = [start + (1 - start) * n / steps for n in range(steps)]
     for point in tqdm(points, disable=not progress, desc="restoring"):
-        stepped = image - step_size * (1 - point) ** exponent * operator.adjoint(operator(image) - measurement)
+        gradient = operator.adjoint(operator(image) - measurement)
+        if step_by_band:
+            left = 1 - model.path.schedule(image.new_full((len(image),), point))[0]
+            gradient = model.path.decomposition.reweight(gradient, left**exponent)
+        else:
+            gradient = (1 - point) ** exponent * gradient
+        stepped = image - step_size * gradient
         latent = autoencoder.encode(stepped)
         k, total = latent.new_full((len(latent),), point), torch.zeros_like(latent)
         for _ in range(averages):

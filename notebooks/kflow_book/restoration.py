@@ -7,17 +7,19 @@ the test images must not be looked at), with at most ``calls`` network calls an 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from skimage import metrics, restoration, transform
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from kflow.data import Images, load_data, to_float
-from kflow.measure import Trained
-from kflow.records import student_interval
+from kflow.measure import Trained, load_measurements
+from kflow.records import RECORDS, Record, student_interval
 from kflow.restore import Blurring, Downsampling, Inpainting, Operator, degrade, plug_and_play
 from kflow.velocity import KFlow
 from kflow_book.peers import d_flow, flow_priors, ot_ode
@@ -25,6 +27,18 @@ from kflow_book.peers import d_flow, flow_priors, ot_ode
 Values = dict[str, Any]
 Method = Callable[..., Tensor]
 BATCH = 50
+PEERS = {"restoration-ot-ode": "OT-ODE", "restoration-d-flow": "D-Flow", "restoration-flow-priors": "Flow-Priors"}
+# Table 10 as printed, CelebA at 128×128.
+PAPER: dict[str, dict[str, tuple[float, float]]] = {
+    "degraded": {"super_resolution": (10.17, 0.182), "inpainting": (22.12, 0.742)},
+    "PnP-Diff": {"super_resolution": (31.20, 0.893)},
+    "PnP-GS": {"super_resolution": (30.69, 0.889)},
+    "OT-ODE": {"super_resolution": (31.05, 0.902), "inpainting": (28.84, 0.914)},
+    "D-Flow": {"super_resolution": (29.17, 0.833), "inpainting": (25.30, 0.805)},
+    "Flow-Priors": {"super_resolution": (28.35, 0.717), "inpainting": (29.40, 0.858)},
+    "PnP-Flow (LFM)": {"super_resolution": (31.49, 0.907), "inpainting": (30.59, 0.943)},
+    "K-Flow db6": {"super_resolution": (32.51, 0.934), "inpainting": (30.49, 0.943)},
+}
 # The noise levels, the blur's width and the box's share of the side (40 of 128) are those of PnP-Flow.
 TASKS: dict[str, tuple[str, Callable[[tuple[int, ...]], Operator], float]] = {
     "super_resolution": ("super-resolution ×2", Downsampling, 0.05),
@@ -215,10 +229,14 @@ def measure_ablation(trained: Trained, samples: int, calls: int, tasks: list[str
         changes: dict[str, dict[str, Values]] = {
             "start": {f"{k:g}": {"start": k} for k in (0.0, 0.15, 0.3, 0.5, 0.7)},
             "exponent": {f"{e:g}": {"exponent": e} for e in (0.0, 0.5, 1.0)},
-            "averages": {str(n): {"averages": n, "steps": calls // n} for n in (1, 2, 5)},
-            "start 0, averages": {str(n): {"averages": n, "steps": calls // n, "start": 0.0} for n in (1, 2, 5)},
+            "draws a step": {str(n): {"averages": n, "steps": calls // n} for n in (1, 2, 5)},
+            "start 0, draws a step": {str(n): {"averages": n, "steps": calls // n, "start": 0.0} for n in (1, 2, 5)},
             "steps": {str(calls // n): {"steps": calls // n} for n in (4, 2, 1)},
             "denoiser": {"ours": {}, "as cited in E.9": {"printed": True}},
+            "step by band, exponent": {f"{e:g}": {"step_by_band": True, "exponent": e} for e in (0.5, 1.0)},
+            "step by band, exponent 0.5, start": {
+                f"{k:g}": {"step_by_band": True, "exponent": 0.5, "start": k} for k in (0.0, 0.15)
+            },
         }
         base = {"start": 0.3, "steps": calls, "exponent": 0.0}
         values[f"{task}_psnr_by_change"] = {
@@ -231,3 +249,67 @@ def measure_ablation(trained: Trained, samples: int, calls: int, tasks: list[str
             for change, options_by_label in changes.items()
         }
     return values
+
+
+def label_of(run: str) -> str:
+    """A run of the table in words."""
+    kinds = {"lfm": "PnP-Flow (LFM)", "db6": "K-Flow db6", "db6-displacement": "K-Flow db6, displacement (ours)"}
+    return kinds[run.split("-", 1)[1]]
+
+
+def table_10(data: str, folder: str | Path = RECORDS) -> pd.DataFrame:
+    """Table 10: the paper's columns (CelebA) beside ours, with half the width of the 95 % interval over images.
+
+    Args:
+        data: the data set; its rows are the runs named in notebooks/measurements.yaml.
+        folder: of the records.
+    """
+    classical = Record.read(Path(folder) / f"{data}-restoration-classical.json").values
+    found: dict[str, Values] = {"degraded": classical["degraded"]}
+    found |= {name: classical[name] for name in CLASSICAL}
+    for measurement in ("restoration-ot-ode", "restoration-d-flow", "restoration-flow-priors", "restoration"):
+        for run in load_measurements().get(measurement, {}).get("runs", ()):
+            if run.startswith(f"{data}-"):
+                name = label_of(run) if measurement == "restoration" else PEERS[measurement]
+                found[name] = Record.read(Path(folder) / f"{run}-{measurement}.json").values
+    rows = {}
+    for name in [*found, *(name for name in PAPER if name not in found)]:
+        row: Values = {}
+        for task, numbers in PAPER.get(name, {}).items():
+            row |= {
+                ("paper (CelebA)", f"{TASKS[task][0]}, {key}"): f"{n:g}" for key, n in zip(("PSNR", "SSIM"), numbers)
+            }
+        values = found.get(name, {})
+        for task, (title, *_) in TASKS.items():
+            for key, digits in (("psnr", 2), ("ssim", 3)):
+                if f"{task}_{key}" in values:
+                    mean, (_, high) = values[f"{task}_{key}"], values[f"{task}_{key}_interval"]
+                    row[f"here ({data})", f"{title}, {key.upper()}"] = f"{mean:.{digits}f} ± {high - mean:.{digits}f}"
+        rows[name] = row
+    frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
+    frame.columns = pd.MultiIndex.from_tuples(frame.columns)
+    return frame[[c for c in frame if c[0].startswith("paper")] + [c for c in frame if c[0].startswith("here")]]
+
+
+def ablation_table(runs: Iterable[str], folder: str | Path = RECORDS) -> pd.DataFrame:
+    """PSNR (dB) on the validation images: rows are changes and their values, columns runs and tasks."""
+    columns = {}
+    for run in runs:
+        for task, changes in Record.read(Path(folder) / f"{run}-restoration-ablation.json").values.items():
+            title = TASKS[task.removesuffix("_psnr_by_change")][0]
+            values = {(change, label): value for change, by in changes.items() for label, value in by.items()}
+            columns[label_of(run), title] = values
+    return pd.DataFrame(columns).rename_axis(["change", "value"])
+
+
+def restore_live(models: dict[str, KFlow], task: str, truth: Tensor, calls: int) -> dict[str, Tensor]:
+    """Degraded, each model's restoration with the settings of its record, and the truth; ``calls`` bounds the steps."""
+    _, make, noise_level = TASKS[task]
+    operator = make(tuple(truth.shape[1:]))
+    y = degrade(operator, truth, noise_level)
+    pictures = {"degraded": operator.adjoint(y)}
+    for run, model in models.items():
+        chosen = Record.read(RECORDS / f"{run}-restoration.json").values["chosen"][task]
+        chosen = {**chosen, "steps": min(chosen["steps"], calls)}
+        pictures[label_of(run)] = plug_and_play_method(model)(y, operator, **chosen)
+    return {**pictures, "truth": truth}
