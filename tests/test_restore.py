@@ -127,6 +127,19 @@ def test_the_loop_is_a_linear_recursion_on_a_gaussian_prior(path, operator):
     assert error.max() < 4.5  # standard errors, sixteen pixels
 
 
+def test_a_step_by_band_is_the_plain_one_with_one_band_and_leaves_finished_bands():
+    y, options = random(3, *SHAPE), {"steps": 4, "exponent": 0.5}
+    plain, by_band = (
+        plug_and_play(gaussian(PATHS["ordinary"]), y, OPERATORS[0], step_by_band=x, **options) for x in (False, True)
+    )
+    torch.testing.assert_close(plain.data, by_band.data)
+    blur, path = OPERATORS[3], PATHS["banded"]
+    for x in (False, True):
+        found = plug_and_play(gaussian(path), y, blur, steps=1, start=0.6, step_by_band=x).data
+        kept = (path.decomposition.project(found - blur.adjoint(y), 0)).abs().max() < 1e-12
+        assert bool(kept) is x
+
+
 def test_averaging_draws_noise_anew_and_lessens_the_spread():
     prior, y = gaussian(PATHS["ordinary"]), random(1, *SHAPE).expand(2000, *SHAPE)
     single, mean = (plug_and_play(prior, y, OPERATORS[0], steps=1, averages=n) for n in (1, 4))

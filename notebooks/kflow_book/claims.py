@@ -79,7 +79,7 @@ def judge_claim(rule: dict[str, Any], folder: str | Path = RECORDS) -> Verdict:
     ratio = rule["compare"] == "ratio"
     transform, back = (np.log, math.exp) if ratio else (np.asarray, float)
     sides = [(rule["of"], name, key)]
-    if "against" in rule:
+    if rule.get("against"):
         sides.append((rule["against"], *rule.get("against_value", rule["value"]).split("/")))
     groups = [read_seeds(run, measurement, folder) for run, measurement, _ in sides]
     common = sorted(set.intersection(*(set(group) for group in groups)))
