@@ -201,13 +201,11 @@ def plug_and_play(
     points = [start + (1 - start) * n / steps for n in range(steps)]
     for point in tqdm(points, disable=not progress, desc="restoring"):
         gradient = operator.adjoint(operator(image) - measurement)
+        step = (1 - point) ** exponent * gradient
         if step_by_band:
             left = 1 - model.path.schedule(image.new_full((len(image),), point))[0]
-            gradient = model.path.decomposition.reweight(gradient, left**exponent)
-        else:
-            gradient = (1 - point) ** exponent * gradient
-        stepped = image - step_size * gradient
-        latent = autoencoder.encode(stepped)
+            step = model.path.decomposition.reweight(gradient, left**exponent)
+        latent = autoencoder.encode(image - step_size * step)
         k, total = latent.new_full((len(latent),), point), torch.zeros_like(latent)
         for _ in range(averages):
             noise = torch.randn(latent.shape, generator=source).to(latent)
