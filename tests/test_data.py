@@ -74,5 +74,5 @@ def test_pictures_are_rounded_and_clipped(value):
 
 
 def test_another_name_is_an_error():
-    with pytest.raises(ValueError, match="data is 'mnist', allowed are digits, faces, cifar10"):
+    with pytest.raises(ValueError, match="data is 'mnist', allowed are digits, faces, faces32, cifar10"):
         load_data("mnist")

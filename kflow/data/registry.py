@@ -8,8 +8,8 @@ from functools import cache
 
 from torch import Tensor
 
-from kflow.data.files import PREPARED, prepared_file
-from kflow.data.images import CIFAR10, EXPRESSIONS, Images, cifar10, digits, faces
+from kflow.data.files import prepared_file
+from kflow.data.images import CIFAR10, EXPRESSIONS, Images, cifar10, digits, faces, faces32
 from kflow.data.latents import decode, encode_data, load_autoencoder
 from kflow.storage import CHECKPOINTS
 
@@ -21,20 +21,22 @@ class DataSet:
     load: Callable[[], Images]
     shape: tuple[int, ...]  # (channel, height, width)
     classes: tuple[str, ...]
+    file: str = ""  # what it is read from, in kflow.data.files; digits come with a package
     autoencoder: str = ""  # in checkpoints/, of latents
     images: str = ""  # the data set of their images
 
 
 def _latents(images: str) -> DataSet:
-    classes, autoencoder = PIXELS[images].classes, f"{images}-autoencoder"
-    load = cache(lambda: encode_data(PIXELS[images].load(), autoencoder))
-    return DataSet(load, (4, 16, 16), classes, autoencoder, images)
+    pixels, autoencoder = PIXELS[images], f"{images}-autoencoder"
+    load = cache(lambda: encode_data(pixels.load(), autoencoder))
+    return DataSet(load, (4, 16, 16), pixels.classes, pixels.file, autoencoder, images)
 
 
 PIXELS = {
     "digits": DataSet(digits, (1, 32, 32), tuple("0123456789")),
-    "faces": DataSet(faces, (1, 64, 64), EXPRESSIONS),
-    "cifar10": DataSet(cifar10, (3, 32, 32), CIFAR10),
+    "faces": DataSet(faces, (1, 64, 64), EXPRESSIONS, "faces"),
+    "faces32": DataSet(faces32, (1, 32, 32), EXPRESSIONS, "faces"),
+    "cifar10": DataSet(cifar10, (3, 32, 32), CIFAR10, "cifar10"),
 }
 DATA = PIXELS | {f"{name}-latents": _latents(name) for name in ("faces", "cifar10")}
 
@@ -61,9 +63,9 @@ def load_data(name: str) -> Images:
 
 def is_here(name: str) -> bool:
     """Whether the files of a data set are here (ValueError if there is no such data set)."""
-    images = describe_data(name).images or name
+    file = describe_data(name).file
     try:
-        return images not in PREPARED or bool(prepared_file(images))
+        return not file or bool(prepared_file(file))
     except FileNotFoundError:
         return False
 

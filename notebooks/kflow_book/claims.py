@@ -17,7 +17,20 @@ from kflow.storage import ROOT
 
 RULES = ROOT / "notebooks" / "claims.yaml"
 CHOICE = ("choose", "left", "gone")
-KEYS = ("claim", "source", "paper", "reading", "value", "of", "against", "compare", "rule", "limit", "awaits")
+KEYS = (
+    "claim",
+    "source",
+    "paper",
+    "reading",
+    "value",
+    "of",
+    "against",
+    "against_value",
+    "compare",
+    "rule",
+    "limit",
+    "awaits",
+)
 
 
 @dataclass(frozen=True)
@@ -65,9 +78,12 @@ def judge_claim(rule: dict[str, Any], folder: str | Path = RECORDS) -> Verdict:
         return Verdict(decide(rule, *interval), record.values[key], interval, 0, None, (record.name,))
     ratio = rule["compare"] == "ratio"
     transform, back = (np.log, math.exp) if ratio else (np.asarray, float)
-    groups = [read_seeds(run, name, folder) for run in (rule["of"], rule.get("against")) if run]
+    sides = [(rule["of"], name, key)]
+    if rule.get("against"):
+        sides.append((rule["against"], *rule.get("against_value", rule["value"]).split("/")))
+    groups = [read_seeds(run, measurement, folder) for run, measurement, _ in sides]
     common = sorted(set.intersection(*(set(group) for group in groups)))
-    values = [transform([group[seed].values[key] for seed in common]) for group in groups]
+    values = [transform([group[seed].values[side[2]] for seed in common]) for group, side in zip(groups, sides)]
     values = values[0] - values[1] if len(values) == 2 else values[0]
     names = tuple(group[seed].name for group in groups for seed in common)
     if len(common) < 3:
