@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 
 from torch import Tensor
 
@@ -35,7 +36,21 @@ PIXELS = {
     "faces": DataSet(faces, (1, 64, 64), EXPRESSIONS),
     "cifar10": DataSet(cifar10, (3, 32, 32), CIFAR10),
 }
-DATA = PIXELS | {f"{name}-latents": _latents(name) for name in ("faces", "cifar10")}
+
+
+def _clusters(name: str) -> DataSet:
+    # They serve one page of the book, which is where their loaders are.
+    return DataSet(lambda: import_module("kflow_book.crystals").LOADERS[name](), (17, 6), ())
+
+
+CLUSTERS = {
+    name: _clusters(name)
+    for name in (
+        *("crystals", "crystals-half", "crystals-quarter"),
+        *("cod-cluster17-5k", "cod-cluster17-10k", "cod-cluster17-all"),
+    )
+}
+DATA = PIXELS | CLUSTERS | {f"{name}-latents": _latents(name) for name in ("faces", "cifar10")}
 
 
 def describe_data(name: str) -> DataSet:
