@@ -41,7 +41,7 @@ def rescale(crystal: Crystal, wanted: float) -> Tensor:
 
 
 def assemble(model: Assembly, crystal: Crystal, steps: int, trajectory: bool = False) -> Tensor:
-    """Every start of a crystal moved by a model: (S, 17, atoms, 3), or (T, S, 17, atoms, 3) with the way there, in Å."""
+    """Every start of a crystal moved by a model: (S, 17, atoms, 3) in Å, or (T, S, 17, atoms, 3) with the way there."""
     count = len(crystal.starts)
     flow = model.on(collect([crystal] * count, list(range(count))))
     found = sample(flow, flow.network.start, steps=steps, trajectory=trajectory, **SAMPLER)
@@ -97,7 +97,7 @@ def measure_start(data: str, samples: int, rescaled: bool) -> dict[str, Any]:
 
 
 def measure_packing(trained: Trained, samples: int, steps: int) -> dict[str, Any]:
-    """All starts of the held-out crystals moved by a trained model; and its PM (atom) over that of the two such rows."""
+    """All starts of the held-out crystals moved by a trained model; its PM (atom) also over those of the two rows."""
     data = load_data(trained.experiment.data)
     found = [assemble(trained.model, crystal, steps) for crystal in data.test]
     values = judge(data.test, check_samples(found, samples))
@@ -131,7 +131,7 @@ def lay_on(clusters: Tensor, crystal: Crystal) -> Tensor:
 
 
 def draw_clusters(crystal: Crystal, panels: dict[str, Tensor]) -> Figure:
-    """Clusters side by side in 3-D, one scale: titles and (17, atoms, 3) each. Bonds by element; hydrogens are left out."""
+    """Clusters (17, atoms, 3) side by side in 3-D under their titles, on one scale; hydrogens are left out."""
     shown, pairs = crystal.numbers.flatten() != 1, bonds(crystal)
     colours = jmol_colors[crystal.numbers.flatten()] * 0.8
     figure = Figure(figsize=(7.2, 2.4))
@@ -204,7 +204,7 @@ VIEW = """
 
 
 def interactive_view(crystal: Crystal, frames: Tensor, names: Sequence[str]) -> str:
-    """HTML that turns when dragged and has a slider for the frames (T, 17, atoms, 3): no kernel, no library, no network.
+    """HTML that turns when dragged, with a slider for the frames (T, 17, atoms, 3): no kernel, library or network.
 
     Positions are written in hundredths of an ångström, so a cluster of 340 atoms with ten frames takes about 60 kB.
     """
