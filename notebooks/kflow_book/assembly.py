@@ -10,6 +10,7 @@ import torch
 from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
 from matplotlib.figure import Figure
+from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from torch import Tensor
 
 from kflow.assemble import Assembly, fit_rotation, molecule_volume, rotation_vector
@@ -135,15 +136,14 @@ def draw_clusters(crystal: Crystal, panels: dict[str, Tensor]) -> Figure:
     shown, pairs = crystal.numbers.flatten() != 1, bonds(crystal)
     colours = jmol_colors[crystal.numbers.flatten()] * 0.8
     figure = Figure(figsize=(7.2, 2.4))
-    limit = 0.62 * max(float(x.abs().max()) for x in panels.values())
+    limit = 0.85 * max(float(x.abs().max()) for x in panels.values())
     for number, (title, positions) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), number + 1, projection="3d")
-        flat = positions.flatten(0, 1).numpy()
-        for i, j in pairs:
-            if shown[i] and shown[j]:
-                middle = (flat[i] + flat[j]) / 2
-                for atom in (i, j):
-                    axes.plot(*zip(flat[atom], middle), color=colours[atom], linewidth=1.1)
+        flat = positions.flatten(0, 1).numpy().round(2)
+        kept = [(i, j) for i, j in pairs if shown[i] and shown[j]]
+        halves = [(flat[a], (flat[i] + flat[j]) / 2) for i, j in kept for a in (i, j)]
+        kinds = [colours[a] for i, j in kept for a in (i, j)]
+        axes.add_collection(Line3DCollection(halves, colors=kinds, linewidths=1.1, rasterized=True))
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), zlim=(-limit, limit))
         axes.set_title(title, fontsize=9, y=0.94)
         axes.set_box_aspect((1, 1, 1), zoom=1.5)
@@ -167,7 +167,7 @@ VIEW = """
   slider.max = data.frames.length - 1;
   let yaw = 0.6, pitch = 0.35, held = null;
   function draw() {
-    const frame = data.frames[slider.value], n = frame.length / 3, scale = 0.46 * canvas.height / data.size;
+    const frame = data.frames[slider.value], n = frame.length / 3, scale = 0.6 * canvas.height / data.size;
     const cy = Math.cos(yaw), sy = Math.sin(yaw), cp = Math.cos(pitch), sp = Math.sin(pitch), points = [];
     for (let i = 0; i < n; i++) {
       const x = frame[3 * i] / 100, y = frame[3 * i + 1] / 100, z = frame[3 * i + 2] / 100;
