@@ -201,12 +201,7 @@ class AssemblyExperiment(Experiment):
     flow matching; the network ``atoms`` moves atoms, not molecules.
     """
 
-    choices = CHOICES | {
-        "network": ("molecules", "atoms"),
-        "decomposition": ("graph",),
-        "output": ("displacement",),
-        "conditional": (False,),
-    }
+    choices = CHOICES | {"network": ("molecules", "atoms"), "decomposition": ("graph",), "output": ("displacement",)}
 
     data: str = "crystals"
     conditional: bool = False
@@ -215,6 +210,10 @@ class AssemblyExperiment(Experiment):
     output: str = "displacement"
     precision: str = "32-true"
     compile: bool | str = False
+
+    def make_decomposition(self, shape: tuple[int, ...], data: Any = None) -> KAmplitude:
+        """Raises ValueError: each batch of clusters has its own."""
+        raise ValueError("decomposition is 'graph': kflow.assemble.Assembly.on makes it for a batch of clusters")
 
     def make_model(self, data: Any = None, decomposition: KAmplitude | None = None) -> Assembly:
         """The untrained model, from the global random state; both arguments are for images."""

@@ -38,18 +38,12 @@ PIXELS = {
 }
 
 
-def _clusters(name: str) -> DataSet:
-    # They serve one page of the book, which is where their loaders are.
+def _clusters(name: str) -> DataSet:  # they serve one page of the book, which is where their loaders are
     return DataSet(lambda: import_module("kflow_book.crystals").LOADERS[name](), (17, 6), ())
 
 
-CLUSTERS = {
-    name: _clusters(name)
-    for name in (
-        *("crystals", "crystals-half", "crystals-quarter"),
-        *("cod-cluster17-5k", "cod-cluster17-10k", "cod-cluster17-all"),
-    )
-}
+SETS = "crystals crystals-half crystals-quarter cod-cluster17-5k cod-cluster17-10k cod-cluster17-all"
+CLUSTERS = {name: _clusters(name) for name in SETS.split()}
 DATA = PIXELS | CLUSTERS | {f"{name}-latents": _latents(name) for name in ("faces", "cifar10")}
 
 
