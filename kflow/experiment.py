@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from kflow.amplitude import PCA, Fourier, Identity, KAmplitude, Meyer, Wavelet
+from kflow.assemble import Assembly, ClusterNetwork
 from kflow.data import Images, describe_data, load_data
 from kflow.flow import HardBump, Linear, Path, Schedule, SoftBump
 from kflow.networks import make_network
@@ -55,6 +56,8 @@ class Experiment:
 
     The defaults are the run that ``03_train`` makes: class-conditional K-Flow, db6 in two bands, on digits.
     """
+
+    choices = CHOICES  # of its keys
 
     name: str = "digits-db6"
     data: str = "digits"
@@ -100,7 +103,7 @@ class Experiment:
     def __post_init__(self) -> None:
         for key, kind in get_type_hints(type(self)).items():
             object.__setattr__(self, key, _as_type(key, getattr(self, key), kind))
-        for key, allowed in CHOICES.items():
+        for key, allowed in self.choices.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key} is {getattr(self, key)!r}, allowed are {', '.join(map(str, allowed))}")
         for key in POSITIVE:
@@ -137,6 +140,8 @@ class Experiment:
     @classmethod
     def make(cls, /, **values: Any) -> Experiment:
         """Like the constructor, but an unknown key is an error that says which keys there are."""
+        if cls is Experiment and values.get("decomposition") == "graph":
+            return AssemblyExperiment.make(**values)
         allowed = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in allowed:
@@ -186,6 +191,34 @@ class Experiment:
         classes = len(known.classes) if self.conditional else 0
         network = make_network(self.network, known.shape, self.bands, classes)
         return KFlow(network, Path(decomposition, self.make_schedule()), self.output, self.loss_bands)
+
+
+@dataclass(frozen=True)
+class AssemblyExperiment(Experiment):
+    """A run on clusters of molecules (E.10); Experiment's lengths count clusters, and its keys for images do nothing.
+
+    :meth:`Experiment.make` gives one where the decomposition is ``graph``. One band with the linear schedule is rigid
+    flow matching; the network ``atoms`` moves atoms, not molecules.
+    """
+
+    choices = CHOICES | {"network": ("molecules", "atoms"), "decomposition": ("graph",), "output": ("displacement",)}
+
+    data: str = "crystals"
+    conditional: bool = False
+    network: str = "molecules"
+    decomposition: str = "graph"
+    output: str = "displacement"
+    precision: str = "32-true"
+    compile: bool | str = False
+
+    def make_decomposition(self, shape: tuple[int, ...], data: Any = None) -> KAmplitude:
+        """Raises ValueError: each batch of clusters has its own."""
+        raise ValueError("decomposition is 'graph': kflow.assemble.Assembly.on makes it for a batch of clusters")
+
+    def make_model(self, data: Any = None, decomposition: KAmplitude | None = None) -> Assembly:
+        """The untrained model, from the global random state; both arguments are for images."""
+        network = ClusterNetwork(self.bands, free=self.network == "atoms")
+        return Assembly(network, self.make_schedule(), self.cuts)
 
 
 def _as_type(key: str, value: Any, kind: Any) -> Any:

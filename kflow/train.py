@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from kflow.checkpoint import load_model, save_model
 from kflow.data import Images, load_data
-from kflow.experiment import Experiment, check_same, choose_compile, choose_precision
+from kflow.experiment import AssemblyExperiment, Experiment, check_same, choose_compile, choose_precision
 from kflow.storage import RUNS, read_folder, write_folder
 from kflow.velocity import KFlow
 
@@ -110,15 +110,15 @@ def train(experiment: Experiment, folder: str | Path | None = None, progress: bo
     )
     while step < last:
         set_learning_rate(optimizer, experiment, step)
-        images, noise, k, labels = draw(experiment, data, model, step, fabric.global_rank, fabric.world_size)
-        losses = model.loss(*(fabric.to_device(x) for x in (images, noise, k)), fabric.to_device(labels))
+        drawn = draw(experiment, data, model, step, fabric.global_rank, fabric.world_size)
+        losses = model.loss(*(fabric.to_device(x) for x in drawn))
         fabric.backward(losses.mean())
         norm = fabric.clip_gradients(model.network, optimizer, max_norm=experiment.clip_norm, error_if_nonfinite=False)
         optimizer.step()
         optimizer.zero_grad()
         average.update_parameters(plain)
         step += 1
-        pending.append((step, k, losses.detach(), norm))
+        pending.append((step, drawn[2], losses.detach(), norm))
         bar.update(experiment.batch_size)
         if step % LOG_STEPS == 0 or step % every == 0 or step == last:
             values = summarise(pending, model, experiment)
@@ -161,6 +161,8 @@ def draw(
     chosen = orders[positions // count - epochs[0], positions % count]
     source = generator(experiment.seed, 2, step)
     k = model.path.schedule.draw(size, source, experiment.draw_k)
+    if isinstance(experiment, AssemblyExperiment):
+        return data.draw(chosen[rank::ranks], source), None, k[rank::ranks], None
     noise = torch.randn(size, *data.shape, generator=source)
     labels = None
     if experiment.conditional:

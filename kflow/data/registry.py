@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 
 from torch import Tensor
 
@@ -38,7 +39,15 @@ PIXELS = {
     "faces32": DataSet(faces32, (1, 32, 32), EXPRESSIONS, "faces"),
     "cifar10": DataSet(cifar10, (3, 32, 32), CIFAR10, "cifar10"),
 }
-DATA = PIXELS | {f"{name}-latents": _latents(name) for name in ("faces", "cifar10")}
+
+
+def _clusters(name: str) -> DataSet:  # they serve one page of the book, which is where their loaders are
+    return DataSet(lambda: import_module("kflow_book.crystals").LOADERS[name](), (17, 6), ())
+
+
+SETS = "crystals crystals-half crystals-quarter cod-cluster17-5k cod-cluster17-10k cod-cluster17-all"
+CLUSTERS = {name: _clusters(name) for name in SETS.split()}
+DATA = PIXELS | CLUSTERS | {f"{name}-latents": _latents(name) for name in ("faces", "cifar10")}
 
 
 def describe_data(name: str) -> DataSet:

@@ -11,4 +11,5 @@ from kflow.metrics.fidelity import (
     fidelity_of_draws,
     frechet_distance,
 )
+from kflow.metrics.packing import packing_matching
 from kflow.metrics.trajectory import projection_error
