@@ -50,7 +50,7 @@ digits: env ## train the digits experiments that runs/ lacks, with each seed (4 
 	done; done
 
 measure: env ## compute the records in figures/records that are missing or stale, from checkpoints/ and runs/
-	$(BIN)/python -m kflow.measure
+	$(BIN)/python -m kflow_book.measure
 
 test: env ## run the tests
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)

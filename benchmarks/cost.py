@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 
 from kflow.data import load_data
 from kflow.experiment import Experiment
-from kflow.measure import named_experiment
 from kflow.sample import sample
 from kflow.train import draw
 from kflow.velocity import KFlow
+from kflow_book.measure import named_experiment
 
 
 def time_in_turn(calls: dict[str, Callable[[], object]], rounds: int = 15) -> dict[str, list[float]]:

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import yaml
-from kflow_book.claims import decide, judge_claim, ledger, load_rules
 
-from kflow.measure import load_measurements
 from kflow.records import RECORDS, Record
+from kflow_book.claims import decide, judge_claim, ledger, load_rules
+from kflow_book.measure import load_measurements
 
 
 def write(folder, run, measurement, values, seed=None):

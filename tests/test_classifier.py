@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from kflow.data import load_data, to_float
-from kflow.metrics import agreement, classify, load_classifier, train_classifier
-from kflow.metrics.classifier import change_tone, jitter
+from kflow.metrics import agreement, classify, load_classifier
 from kflow.storage import CARD
+from kflow_book.training import change_tone, jitter, train_classifier
 
 IMAGES = 4_000
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from kflow_book.protocols import measure_agreement
 
 from kflow.checkpoint import load_model
 from kflow.data import load_data
 from kflow.experiment import Experiment
-from kflow.measure import Trained
 from kflow.storage import CHECKPOINTS, WEIGHTS
+from kflow_book.measure import Trained
+from kflow_book.protocols import measure_agreement
 
 ROOT = Path(__file__).parents[1]
 MODELS = sorted(path for path in CHECKPOINTS.iterdir() if (ROOT / f"notebooks/experiments/{path.name}.yaml").exists())

@@ -5,9 +5,9 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
-from kflow_book.crystals import collect, cut_cluster, find_molecules, loosen, pyxtal_crystals, read_cod_cluster17, split
 
 from kflow.data import load_data
+from kflow_book.crystals import collect, cut_cluster, find_molecules, loosen, pyxtal_crystals, read_cod_cluster17, split
 
 
 def water_crystal(sizes=(3.0, 3.5, 4.0)) -> Atoms:

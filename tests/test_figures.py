@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from kflow_book import drawings, pipelines
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Rectangle
 
@@ -12,6 +11,7 @@ from kflow import figures
 from kflow.amplitude import Fourier, Identity, Wavelet
 from kflow.data import load_data, to_float
 from kflow.flow import HardBump, Linear, Path, SoftBump
+from kflow_book import drawings, pipelines
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from kflow.autoencode import psnr, train_autoencoder
 from kflow.data import Images, decode, describe_data, encode, is_here, load_autoencoder, load_data, to_float, to_pixels
 from kflow.data import latents as latents_module
 from kflow.data.latents import StableDiffusionAutoencoder, encode_data
 from kflow.networks import Autoencoder
+from kflow_book.training import psnr, train_autoencoder
 
 SIZES = {"channels": 4, "factor": 4, "width": 16, "depth": 1}
 

@@ -9,7 +9,11 @@ import torch
 import yaml
 
 from kflow.checkpoint import load_model
-from kflow.measure import (
+from kflow.metrics import load_classifier
+from kflow.records import RECORDS, Record
+from kflow.sample import sample
+from kflow.storage import CHECKPOINTS, ROOT
+from kflow_book.measure import (
     Trained,
     find_fault,
     find_faults,
@@ -19,10 +23,7 @@ from kflow.measure import (
     run_folder,
     wanted,
 )
-from kflow.metrics import load_classifier
-from kflow.records import RECORDS, TABLES, Record, get_value, read_seeds, read_table, show_table
-from kflow.sample import sample
-from kflow.storage import CHECKPOINTS, ROOT
+from kflow_book.tables import TABLES, get_value, read_seeds, read_table, show_table
 
 MEASUREMENTS = load_measurements()
 

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from kflow.records import PACKAGES, Record, describe_machine, read_curves, read_seeds, student_interval
+from kflow.records import PACKAGES, Record, describe_machine
+from kflow_book.tables import read_curves, read_seeds, student_interval
 
 
 def record(**changes) -> Record:

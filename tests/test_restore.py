@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kflow_book.peers import d_flow, flow_priors, ot_ode
 
 from kflow.amplitude import Fourier, Identity
 from kflow.flow import HardBump, Linear, Path
 from kflow.networks import make_dit
 from kflow.restore import Blurring, Downsampling, Inpainting, Operator, degrade, denoise, plug_and_play
 from kflow.velocity import GaussianOracle, KFlow
+from kflow_book.peers import d_flow, flow_priors, ot_ode
 
 torch.set_num_threads(1)
 SHAPE, D = (1, 4, 4), 16

@@ -7,8 +7,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from kflow_book import steering
-from kflow_book.steering import Choice, Latest, Sliders, generate, kept_beside, page_address, steering_grid
 from PIL import Image
 
 from kflow.checkpoint import load_model
@@ -17,6 +15,8 @@ from kflow.records import Record
 from kflow.sample import sample
 from kflow.steer import Steered, compose_noise, draw_noise
 from kflow.storage import CHECKPOINTS
+from kflow_book import steering
+from kflow_book.steering import Choice, Latest, Sliders, generate, kept_beside, page_address, steering_grid
 
 CHOICE = Choice("digits-db6", (7, 8), 3, 1.5, 1.0, 6, False)
 

@@ -52,7 +52,7 @@ def choose_cache(app, config):
 
 def check_records(app):
     """Stop if a record that the book shows is missing or stale."""
-    from kflow.measure import find_faults
+    from kflow_book.measure import find_faults
 
     faults = [f"{title}: {fault}" for title, (_, _, fault) in find_faults().items()]
     if faults:

@@ -1,7 +1,7 @@
 """What is measured on samples."""
 
 from kflow.metrics.bands import content_kept, leakage, way_of_bands
-from kflow.metrics.classifier import agreement, classify, load_classifier, train_classifier
+from kflow.metrics.classifier import agreement, classify, load_classifier
 from kflow.metrics.fidelity import (
     class_distances,
     class_dropping_ratio,

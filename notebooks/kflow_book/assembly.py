@@ -15,10 +15,10 @@ from torch import Tensor
 
 from kflow.assemble import Assembly, fit_rotation, molecule_volume, rotation_vector
 from kflow.data import load_data
-from kflow.measure import Trained
 from kflow.metrics import packing_matching
 from kflow.sample import sample
 from kflow_book.crystals import BOND, Crystal, Crystals, collect
+from kflow_book.measure import Trained
 
 SAMPLER = {"solver": "increment", "ask": "start"}
 

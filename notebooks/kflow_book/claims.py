@@ -12,8 +12,9 @@ import pandas as pd
 import yaml
 from scipy.stats import t as student
 
-from kflow.records import RECORDS, Record, read_seeds, student_interval
+from kflow.records import RECORDS, Record
 from kflow.storage import ROOT
+from kflow_book.tables import read_seeds, student_interval
 
 RULES = ROOT / "notebooks" / "claims.yaml"
 CHOICE = ("choose", "left", "gone")

@@ -17,10 +17,10 @@ from kflow import metrics
 from kflow.amplitude import PCA, Fourier, Identity, Meyer, Wavelet
 from kflow.data import images_of, load_data, to_uint8
 from kflow.flow.schedule import band_intervals
-from kflow.measure import Trained
 from kflow.sample import grid, sample
 from kflow.storage import CHECKPOINTS
 from kflow_book.calibration import calibrate
+from kflow_book.measure import Trained
 
 Values = dict[str, Any]
 HELD_OUT = 5000  # images at most: as many as are generated

@@ -18,11 +18,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from kflow.data import Images, load_data, to_float
-from kflow.measure import Trained, load_measurements
-from kflow.records import RECORDS, Record, student_interval
+from kflow.records import RECORDS, Record
 from kflow.restore import Blurring, Downsampling, Inpainting, Operator, degrade, plug_and_play
 from kflow.velocity import KFlow
+from kflow_book.measure import Trained, load_measurements
 from kflow_book.peers import d_flow, flow_priors, ot_ode
+from kflow_book.tables import student_interval
 
 Values = dict[str, Any]
 Method = Callable[..., Tensor]

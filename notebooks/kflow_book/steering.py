@@ -23,11 +23,12 @@ from kflow import figures
 from kflow.amplitude import Identity, KAmplitude, Wavelet
 from kflow.checkpoint import load_model
 from kflow.data import load_data, to_uint8
-from kflow.records import RECORDS, read_seeds
+from kflow.records import RECORDS
 from kflow.sample import grid, sample
 from kflow.steer import Steered, compose_noise, draw_noise
 from kflow.storage import CHECKPOINTS
 from kflow.velocity import KFlow
+from kflow_book.tables import read_seeds
 
 BANDS = ("low", "high")
 ON_PAGE = ("digits-db6", "digits-db6-reversed", "digits-fourier", "digits-lfm")  # models of the page without a kernel

@@ -1,8 +1,8 @@
 """Computes the records that notebooks/measurements.yaml asks for and that are missing or stale.
 
-python -m kflow.measure                         all of them (``make measure``)
-python -m kflow.measure --check                 only says which they are; exit status 1 if any
-python -m kflow.measure conditional runs/mine   one measurement of one run of yours: a row for the table
+python -m kflow_book.measure                         all of them (``make measure``)
+python -m kflow_book.measure --check                 only says which they are; exit status 1 if any
+python -m kflow_book.measure conditional runs/mine   one measurement of one run of yours: a row for the table
 """
 
 from __future__ import annotations
