@@ -163,7 +163,7 @@ def test_values_of_the_library_are_checked_where_they_are_used():
             Experiment.make(**changes).make_decomposition(SHAPE)
     for changes, says in [
         ({"network": "DiT-Z/2"}, "network is 'DiT-Z/2'"),
-        ({"data": "letters"}, "data is 'letters', allowed are digits, faces, cifar10"),
+        ({"data": "letters"}, "data is 'letters', allowed are digits, faces, faces32, cifar10"),
         ({"output": "displacement", "loss_bands": "active"}, "loss_bands is 'active'"),
     ]:
         with pytest.raises(ValueError, match=says):

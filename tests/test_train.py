@@ -511,7 +511,7 @@ def test_the_command_line(tmp_path, capsys):
         (["x.yaml", "sede=1"], "error: there is no parameter 'sede' .*allowed are name, data"),
         (["x.yaml", "seed=one"], "error: seed is 'one', allowed is int"),
         (["x.yaml", "betas=[0.9"], "error: "),
-        (["x.yaml", "data=letters"], "error: data is 'letters', allowed are digits, faces, cifar10"),
+        (["x.yaml", "data=letters"], "error: data is 'letters', allowed are digits, faces, faces32, cifar10"),
         (["x.yaml", "network=DiT-H/2"], "error: network is 'DiT-H/2', allowed are DiT-SIZE/PATCH"),
         (["x.yaml", "wavelet=db99"], "error: wavelet is 'db99'"),
     ],
