@@ -183,7 +183,7 @@ def plug_and_play(
     The first image is Hᵀ y.
 
     Args:
-        measurement: y, (batch, *operator.measured).
+        measurement: y, (batch, *measured).
         averages: noise draws that each step averages the denoiser over.
         printed: the denoiser as cited in E.9: see :func:`denoise`.
         step_by_band: γ_n is step_size·(1 − w_b)^exponent in band b, what D cleans there (ours; pixels only).

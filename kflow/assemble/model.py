@@ -19,7 +19,7 @@ from kflow.velocity import KFlow
 class Clusters(NamedTuple):
     """A batch of starts and their packings, padded to one number of atoms.
 
-    Attributes:
+    Args:
         numbers: (batch, 17, atoms) int64, atomic numbers, 0 where there is no atom.
         environments: (batch, 17, atoms, 54), see :func:`~kflow.assemble.network.atom_environments`.
         start, final: (batch, 17, atoms, 3), Å.
