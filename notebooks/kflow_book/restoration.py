@@ -6,7 +6,7 @@ the test images must not be looked at), with at most ``calls`` network calls an 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +292,15 @@ def table_10(data: str, folder: str | Path = RECORDS) -> pd.DataFrame:
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
     frame.columns = pd.MultiIndex.from_tuples(frame.columns)
     return frame[[c for c in frame if c[0].startswith("paper")] + [c for c in frame if c[0].startswith("here")]]
+
+
+def by_task(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """:func:`table_10` in parts that fit a page: of each task its title, and the rows that have a number for it."""
+    for title, *_ in TASKS.values():
+        part = table[[column for column in table if column[1].startswith(title)]]
+        names = [(who, header.removeprefix(f"{title}, ")) for who, header in part]
+        part = part.set_axis(pd.MultiIndex.from_tuples(names), axis=1)
+        yield title[0].upper() + title[1:], part[(part != "").any(axis=1)]
 
 
 def ablation_table(runs: Iterable[str], folder: str | Path = RECORDS) -> pd.DataFrame:
