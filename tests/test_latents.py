@@ -72,7 +72,7 @@ def test_shape_and_classes_are_known_without_the_files(monkeypatch):
 
 
 def test_an_autoencoder_that_is_not_there_or_does_not_fit(tmp_path):
-    with pytest.raises(FileNotFoundError, match="00_autoencoder"):
+    with pytest.raises(FileNotFoundError, match="train_autoencoder"):
         load_autoencoder(tmp_path)
     with pytest.raises(ValueError, match="factor is 3"):
         Autoencoder((1, 32, 32), factor=3)

@@ -61,14 +61,16 @@ class StableDiffusionAutoencoder(nn.Module):
 
 
 def load_autoencoder(folder: str | Path) -> tuple[Autoencoder, dict[str, Any]]:
-    """The autoencoder that ``00_autoencoder`` wrote into a folder, in float32, and its card.
+    """The autoencoder that ``kflow_book.training`` wrote into a folder, in float32, and its card.
 
     Raises:
         FileNotFoundError: none is there; it says how to train one.
         ValueError: a damaged file, or the card of something else.
     """
     if not (Path(folder) / CARD).exists():
-        raise FileNotFoundError(f"there is no autoencoder in {folder}: train one with notebooks/00_autoencoder.ipynb")
+        raise FileNotFoundError(
+            f"there is no autoencoder in {folder}: train one with kflow_book.training.train_autoencoder"
+        )
     tensors, card = read_folder(Path(folder), "autoencoder")
     autoencoder = Autoencoder(**card["autoencoder"])
     autoencoder.load_state_dict({name: value.float() for name, value in tensors[WEIGHTS].items()})

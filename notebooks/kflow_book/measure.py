@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ from kflow.velocity import KFlow
 
 BATCH = 50  # samples at a time: the fastest on a CPU, where they stay in its cache
 COMPILED = 1000  # samples that repay compiling the network
-PROTOCOLS = "kflow_book.protocols"  # beside the notebooks: what is measured for the pages
 SEEDS = (0,)  # those whose records the book shows; 1 and 2 are being trained and measured
 Values = dict[str, Any]
 
@@ -168,8 +166,10 @@ def measure(name: str, run: str | Path | None = None, **changes: Any) -> Record:
         origin["checkpoint_hash"] = weights_hash(card)
         first, machine["precision"] = (Trained(model, experiment),), choose_precision(experiment)
         machine["compiled"] = settings["samples"] >= COMPILED and choose_compile(experiment)
+    from kflow_book import protocols  # here, since it takes Trained from above
+
     file, _, function = settings["measure"].rpartition(":")  # a protocol, or FILE:FUNCTION
-    found = runpy.run_path(str(ROOT / file)) if file else vars(import_module(PROTOCOLS))
+    found = runpy.run_path(str(ROOT / file)) if file else vars(protocols)
     values = found[function if file else f"measure_{function}"](*first, **arguments)
     patterns = yaml.safe_load((ROOT / "notebooks" / "measurements.yaml").read_text())["units"]
     units = {key: next(unit for pattern, unit in patterns.items() if fnmatch(key, pattern)) for key in values}
