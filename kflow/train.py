@@ -21,11 +21,12 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_map_only
 from tqdm.auto import tqdm
 
 from kflow.checkpoint import load_model, save_model
 from kflow.data import Images, load_data
-from kflow.experiment import AssemblyExperiment, Experiment, check_same, choose_compile, choose_precision
+from kflow.experiment import Experiment, check_same, choose_compile, choose_precision
 from kflow.storage import RUNS, read_folder, write_folder
 from kflow.velocity import KFlow
 
@@ -161,14 +162,8 @@ def draw(
     chosen = orders[positions // count - epochs[0], positions % count]
     source = generator(experiment.seed, 2, step)
     k = model.path.schedule.draw(size, source, experiment.draw_k)
-    if isinstance(experiment, AssemblyExperiment):
-        return data.draw(chosen[rank::ranks], source), None, k[rank::ranks], None
-    noise = torch.randn(size, *data.shape, generator=source)
-    labels = None
-    if experiment.conditional:
-        dropped = torch.rand(size, generator=source) < experiment.label_dropout
-        labels = data.train_labels[chosen].masked_fill(dropped, len(data.classes))[rank::ranks]
-    return data.to_float(data.train[chosen])[rank::ranks], noise[rank::ranks], k[rank::ranks], labels
+    samples, noise, labels = data.draw(chosen, source, experiment.label_dropout if experiment.conditional else None)
+    return tree_map_only(Tensor, lambda x: x[rank::ranks], (samples, noise, k, labels))
 
 
 @lru_cache(maxsize=4)

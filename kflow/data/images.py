@@ -49,6 +49,19 @@ class Images:
         """Some of ``train`` or ``test`` as float32, as networks see them."""
         return to_float(samples)
 
+    def draw(
+        self, chosen: Tensor, source: torch.Generator, label_dropout: float | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What a training step sees of the training samples ``chosen`` (batch,): samples, noise, labels.
+
+        Labels are the null label, the number of classes, at the share ``label_dropout``; None without classes.
+        """
+        noise, labels = torch.randn(len(chosen), *self.shape, generator=source), None
+        if label_dropout is not None:
+            dropped = torch.rand(len(chosen), generator=source) < label_dropout
+            labels = self.train_labels[chosen].masked_fill(dropped, len(self.classes))
+        return self.to_float(self.train[chosen]), noise, labels
+
 
 def to_float(images: Tensor) -> Tensor:
     """0…255 to float32 in [−1, 1]."""

@@ -58,10 +58,11 @@ class Crystals:
             total.update(c.code.encode() + b"".join(x.numpy().tobytes() for x in (c.numbers, c.final, c.starts)))
         return total.hexdigest()
 
-    def draw(self, chosen: Tensor, source: Generator) -> Clusters:
-        """Training clusters by their indices (batch,), each with one of its starts."""
+    def draw(self, chosen: Tensor, source: Generator, label_dropout: None = None) -> tuple[Clusters, None, None]:
+        """Training clusters by their indices (batch,), each with one of its starts; neither noise nor labels."""
         crystals = [self.train[index] for index in chosen]
-        return collect(crystals, [int(torch.randint(len(c.starts), (1,), generator=source)) for c in crystals])
+        starts = [int(torch.randint(len(c.starts), (1,), generator=source)) for c in crystals]
+        return collect(crystals, starts), None, None
 
 
 def collect(crystals: list[Crystal], starts: list[int]) -> Clusters:
