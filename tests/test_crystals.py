@@ -7,6 +7,8 @@ from ase import Atoms
 from ase.build import molecule
 
 from kflow.data import load_data
+from kflow.experiment import Experiment
+from kflow.train import draw
 from kflow_book.crystals import collect, cut_cluster, find_molecules, loosen, pyxtal_crystals, read_cod_cluster17, split
 
 
@@ -120,3 +122,13 @@ def test_cod_cluster17_is_read_as_it_is_released(cod):
 def test_where_cod_cluster17_is_not_that_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="there are no clusters in"):
         read_cod_cluster17(tmp_path)
+
+
+def test_ranks_share_out_the_clusters():
+    experiment = Experiment.make(data="crystals", decomposition="graph", bands=2, batch_size=6)
+    data, model = load_data("crystals"), experiment.make_model()
+    whole, _, k, _ = draw(experiment, data, model, 3)
+    for rank in range(2):
+        part, noise, share, labels = draw(experiment, data, model, 3, rank, 2)
+        assert torch.equal(share, k[rank::2]) and noise is None and labels is None
+        assert all(torch.equal(mine, everyone[rank::2]) for mine, everyone in zip(part, whole))
