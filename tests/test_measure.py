@@ -63,6 +63,7 @@ def test_the_first_draw_of_a_fidelity_record(name):
         ("trajectory", 0.02, 0.002),
         ("steering", 0.02, 0.01),
         ("nfe", 0.02, 0.5),
+        ("localised", 0.05, 0.05),
     ],
 )
 def test_a_whole_record(name, relative, absolute):
@@ -70,6 +71,39 @@ def test_a_whole_record(name, relative, absolute):
     assert values.keys() == record.values.keys()
     for key, value in values.items():
         assert value == pytest.approx(record.values[key], rel=relative, abs=absolute), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("dropping", {"points": [[1.5, 0.3]]}), ("restoration", {"tasks": ["denoising"]}), ("packing", {})],
+)
+def test_a_part_of_a_record(name, changes):
+    """Some of what a record holds, computed anew; settings that were chosen must be the same."""
+    values, record = again(name, **changes)
+    for key in values.keys() - {"distance_ratio"}:
+        value, committed = values[key], record.values[key]
+        if isinstance(value, dict):
+            value, committed = list(value.values()), [committed[part] for part in value]
+        if key == "chosen":
+            assert value == committed
+        else:
+            assert value == pytest.approx(committed, rel=0.02, abs=0.01), key
+
+
+@pytest.mark.slow
+def test_the_record_of_classical_restoration():
+    values, committed = (
+        found.values
+        for found in (
+            measure("digits-restoration-classical"),
+            Record.read(RECORDS / "digits-restoration-classical.json"),
+        )
+    )
+    assert values.keys() == committed.keys() and values["chosen"] == committed["chosen"]
+    for name in values.keys() - {"chosen"}:
+        for key, value in values[name].items():
+            assert value == pytest.approx(committed[name][key], rel=1e-3), (name, key)
 
 
 @pytest.mark.slow
