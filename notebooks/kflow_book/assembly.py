@@ -15,10 +15,12 @@ from torch import Tensor
 
 from kflow.assemble import Assembly, fit_rotation, molecule_volume, rotation_vector
 from kflow.data import load_data
+from kflow.figures import band_colour, make_axes
 from kflow.metrics import packing_matching
 from kflow.sample import sample
 from kflow_book.crystals import BOND, Crystal, Crystals, collect
 from kflow_book.measure import Trained
+from kflow_book.tables import read_seeds
 
 SAMPLER = {"solver": "increment", "ask": "start"}
 
@@ -201,6 +203,20 @@ VIEW = """
 })();
 </script>
 """
+
+
+def compare_by_crystal(base: str, label: str, others: dict[str, str]) -> Figure:
+    """PM (atom) of each held-out crystal, training seed 0: other runs (name to label) against one, from records."""
+    figure, axes = make_axes(4.2, 1, 1)
+    across = read_seeds(base, "packing")[0].values["pm_atom_by_crystal"]
+    for number, (run, name) in enumerate(others.items()):
+        values = read_seeds(run, "packing")[0].values["pm_atom_by_crystal"]
+        axes[0, 0].scatter(list(across.values()), [values[c] for c in across], 14, band_colour(number, 2), label=name)
+    ends = [0.9 * min(across.values()), 1.1 * max(across.values())]
+    axes[0, 0].plot(ends, ends, color="0.7", linewidth=0.8, zorder=0)
+    axes[0, 0].set(xlabel=f"{label}, PM (atom), Å", ylabel="K-Flow, PM (atom), Å", aspect="equal")
+    axes[0, 0].legend()
+    return figure
 
 
 def interactive_view(crystal: Crystal, frames: Tensor, names: Sequence[str]) -> str:
