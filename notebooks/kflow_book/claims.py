@@ -17,6 +17,7 @@ from kflow.storage import ROOT
 from kflow_book.tables import read_seeds, student_interval
 
 RULES = ROOT / "notebooks" / "claims.yaml"
+UNITS = ("dB", "Å", "degrees")  # that a value is shown with; the others are shares, ratios and counts
 CHOICE = ("choose", "left", "gone")
 KEYS = (
     "claim",
@@ -131,7 +132,9 @@ def ledger(folder: str | Path = RECORDS, path: str | Path = RULES) -> pd.DataFra
             found = judge_claim(rule, folder)
             kind = "" if "against" not in rule else {"ratio": " ×", "difference": " more"}[rule["compare"]]
             interval = " ({:.3g} to {:.3g})".format(*found.interval) if found.interval else ""
-            row["here"] = f"{found.estimate:{'+' if kind == ' more' else ''}.3g}{kind}{interval}"
+            unit = Record.read(Path(folder) / f"{found.records[0]}.json").units.get(rule["value"].split("/")[1])
+            kind = f" {unit}{kind}" if unit in UNITS and kind != " ×" else kind
+            row["here"] = f"{found.estimate:{'+' if kind.endswith(' more') else ''}.3g}{kind}{interval}"
             row["rule"] = {"below": "< ", "above": "> ", "within": "within "}[rule["rule"]] + f"{rule['limit']:g}"
             needed = f"; {found.needed or 'over 100'} seeds would decide"
             needed *= found.verdict == "undecided" and found.seeds > 0
