@@ -28,6 +28,7 @@ from kflow_book.tables import student_interval
 Values = dict[str, Any]
 Method = Callable[..., Tensor]
 BATCH = 50
+HEADERS = {"psnr": "PSNR (dB)", "ssim": "SSIM"}
 PEERS = {"restoration-ot-ode": "OT-ODE", "restoration-d-flow": "D-Flow", "restoration-flow-priors": "Flow-Priors"}
 # Table 10 as printed, CelebA at 128×128.
 PAPER: dict[str, dict[str, tuple[float, float]]] = {
@@ -280,14 +281,14 @@ def table_10(data: str, folder: str | Path = RECORDS) -> pd.DataFrame:
         row: Values = {}
         for task, numbers in PAPER.get(name, {}).items():
             row |= {
-                ("paper (CelebA)", f"{TASKS[task][0]}, {key}"): f"{n:g}" for key, n in zip(("PSNR", "SSIM"), numbers)
+                ("paper (CelebA)", f"{TASKS[task][0]}, {key}"): f"{n:g}" for key, n in zip(HEADERS.values(), numbers)
             }
         values = found.get(name, {})
         for task, (title, *_) in TASKS.items():
             for key, digits in (("psnr", 2), ("ssim", 3)):
                 if f"{task}_{key}" in values:
                     mean, (_, high) = values[f"{task}_{key}"], values[f"{task}_{key}_interval"]
-                    row[f"here ({data})", f"{title}, {key.upper()}"] = f"{mean:.{digits}f} ± {high - mean:.{digits}f}"
+                    row[f"here ({data})", f"{title}, {HEADERS[key]}"] = f"{mean:.{digits}f} ± {high - mean:.{digits}f}"
         rows[name] = row
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
     frame.columns = pd.MultiIndex.from_tuples(frame.columns)
