@@ -35,7 +35,6 @@ from kflow.velocity import KFlow
 
 BATCH = 50  # samples at a time: the fastest on a CPU, where they stay in its cache
 COMPILED = 1000  # samples that repay compiling the network
-SEEDS = (0,)  # those whose records the book shows; 1 and 2 are being trained and measured
 Values = dict[str, Any]
 
 
@@ -126,7 +125,7 @@ def run_folder(name: str | Path) -> Path:
 
 def wanted_settings(name: str) -> Values:
     """A measurement's settings as its records hold them, with the hashes of the networks and experiments they name."""
-    settings = {key: value for key, value in load_measurements()[name].items() if key != "runs"}
+    settings = {key: value for key, value in load_measurements()[name].items() if key not in ("runs", "seeds")}
     for key in sorted({"features", "judge"} & settings.keys()):
         settings[f"{key}_hash"] = weights_hash(read_card(CHECKPOINTS / settings[key]))
     if "models" in settings:
@@ -183,7 +182,7 @@ def measure(name: str, run: str | Path | None = None, **changes: Any) -> Record:
 def wanted() -> Iterator[tuple[str, str | None]]:
     """Every measurement and run (seeds included; None for none) whose record the book shows."""
     for name, settings in load_measurements().items():
-        for seed in SEEDS if "runs" in settings else (None,):
+        for seed in settings.get("seeds", (0,)) if "runs" in settings else (None,):
             for run in settings.get("runs", (None,)):
                 yield name, f"{run}-seed{seed}" if seed else run
 

@@ -6,7 +6,9 @@ the test images must not be looked at), with at most ``calls`` network calls an 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from skimage import metrics, restoration, transform
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from kflow.checkpoint import load_model
 from kflow.data import Images, load_data, to_float
 from kflow.records import RECORDS, Record
 from kflow.restore import Blurring, Downsampling, Inpainting, Operator, degrade, plug_and_play
 from kflow.velocity import KFlow
-from kflow_book.measure import Trained, load_measurements
+from kflow_book.measure import Trained, load_measurements, run_folder
 from kflow_book.peers import d_flow, flow_priors, ot_ode
 from kflow_book.tables import student_interval
 
@@ -121,6 +124,20 @@ def measure_restoration(trained: Trained, samples: int, validation: int, calls: 
     return values
 
 
+def peer_method(model: KFlow, peer: str, noise_level: float, spent: list[int]) -> Method:
+    """OT-ODE, D-Flow or Flow-Priors; ``spent`` gets the network calls of each use."""
+
+    def method(y: Tensor, operator: Operator, **options: Any) -> Tensor:
+        if peer == "ot-ode":
+            found = ot_ode(model, y, operator, noise_level, **options)
+        else:
+            found = {"d-flow": d_flow, "flow-priors": flow_priors}[peer](model, y, operator, **options)
+        spent.append(found.nfe)
+        return found.data
+
+    return method
+
+
 def measure_peer(trained: Trained, peer: str, samples: int, validation: int, calls: int, tasks: list[str]) -> Values:
     """A peer on the same trained flow: ``ot-ode``, ``d-flow`` or ``flow-priors``."""
     values: Values = {"chosen": {}, "validation_psnr": {}, "nfe": {}}
@@ -129,15 +146,7 @@ def measure_peer(trained: Trained, peer: str, samples: int, validation: int, cal
     for task in tqdm(tasks, desc=f"{trained.experiment.name}: {peer}"):
         _, make, noise_level = TASKS[task]
         operator, spent = make(trained.shape), []
-
-        def method(y: Tensor, operator: Operator, **options: Any) -> Tensor:
-            if peer == "ot-ode":
-                found = ot_ode(trained.model, y, operator, noise_level, **options)  # noqa: B023
-            else:
-                found = {"d-flow": d_flow, "flow-priors": flow_priors}[peer](trained.model, y, operator, **options)
-            spent.append(found.nfe)  # noqa: B023
-            return found.data
-
+        method = peer_method(trained.model, peer, noise_level, spent)
         candidates = {
             "ot-ode": [
                 {"steps": calls // 2, "start": start, "constant": constant}
@@ -255,10 +264,55 @@ def measure_ablation(trained: Trained, samples: int, calls: int, tasks: list[str
     return values
 
 
+def measure_restoration_time(data: str, task: str, samples: int, rounds: int) -> Values:
+    """Seconds an image of every method of a task, with the settings of its record, all in turn: medians over rounds."""
+    _, make, noise_level = TASKS[task]
+    images = load_data(data)
+    operator = make(images.shape)
+    y, uses = degrade(operator, measured_images(images, samples), noise_level), {}
+    chosen = Record.read(RECORDS / f"{data}-restoration-classical.json").values["chosen"]
+    for name, (own, method, _) in CLASSICAL.items():
+        if own == task:
+            uses[name] = partial(method, y, operator, **chosen[name])
+    for measurement, run in table_runs(data):
+        settings = Record.read(RECORDS / f"{run}-{measurement}.json").values["chosen"]
+        if task in settings:
+            model, peer = load_model(run_folder(run))[0], load_measurements()[measurement].get("peer")
+            method = peer_method(model, peer, noise_level, []) if peer else plug_and_play_method(model)
+            uses[PEERS.get(measurement) or label_of(run)] = partial(method, y, operator, **settings[task])
+    seconds: dict[str, list[float]] = {name: [] for name in uses}
+    for _ in tqdm(range(rounds), desc=f"{data}: time of {TASKS[task][0]}"):
+        for name, use in uses.items():
+            start = time.perf_counter()
+            use()
+            seconds[name].append((time.perf_counter() - start) / samples)
+    return {"seconds": {name: float(np.median(found)) for name, found in seconds.items()}}
+
+
 def label_of(run: str) -> str:
     """A run of the table in words."""
     kinds = {"lfm": "PnP-Flow (LFM)", "db6": "K-Flow; here db6", "db6-displacement": "K-Flow db6, displacement (ours)"}
     return kinds[run.split("-", 1)[1]]
+
+
+def table_runs(data: str) -> Iterator[tuple[str, str]]:
+    """The measurements and runs of a data set's rows, in their order."""
+    for measurement in (*PEERS, "restoration"):
+        for run in load_measurements().get(measurement, {}).get("runs", ()):
+            if run.startswith(f"{data}-"):
+                yield measurement, run
+
+
+def cost_table(data: str, task: str = "super_resolution", folder: str | Path = RECORDS) -> pd.DataFrame:
+    """Network calls an image, and seconds (all methods timed in turn), of one task."""
+    rows = {}
+    for measurement, run in table_runs(data):
+        values = Record.read(Path(folder) / f"{run}-{measurement}.json").values
+        if task in values["nfe"]:
+            rows[PEERS.get(measurement) or label_of(run)] = {"network calls": str(values["nfe"][task])}
+    for name, seconds in Record.read(Path(folder) / f"{data}-restoration-time.json").values["seconds"].items():
+        rows.setdefault(name, {"network calls": ""})["seconds an image"] = f"{seconds:.3f}"
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def table_10(data: str, folder: str | Path = RECORDS) -> pd.DataFrame:
@@ -271,11 +325,8 @@ def table_10(data: str, folder: str | Path = RECORDS) -> pd.DataFrame:
     classical = Record.read(Path(folder) / f"{data}-restoration-classical.json").values
     found: dict[str, Values] = {"degraded": classical["degraded"]}
     found |= {name: classical[name] for name in CLASSICAL}
-    for measurement in ("restoration-ot-ode", "restoration-d-flow", "restoration-flow-priors", "restoration"):
-        for run in load_measurements().get(measurement, {}).get("runs", ()):
-            if run.startswith(f"{data}-"):
-                name = label_of(run) if measurement == "restoration" else PEERS[measurement]
-                found[name] = Record.read(Path(folder) / f"{run}-{measurement}.json").values
+    for measurement, run in table_runs(data):
+        found[PEERS.get(measurement) or label_of(run)] = Record.read(Path(folder) / f"{run}-{measurement}.json").values
     rows = {}
     for name in [*found, *(name for name in PAPER if name not in found)]:
         row: Values = {}
