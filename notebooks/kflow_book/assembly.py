@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 import torch
 from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
@@ -17,10 +19,11 @@ from kflow.assemble import Assembly, fit_rotation, molecule_volume, rotation_vec
 from kflow.data import load_data
 from kflow.figures import band_colour, make_axes
 from kflow.metrics import packing_matching
+from kflow.records import RECORDS, Record
 from kflow.sample import sample
 from kflow_book.crystals import BOND, Crystal, Crystals, collect
 from kflow_book.measure import Trained
-from kflow_book.tables import read_seeds
+from kflow_book.tables import read_seeds, student_interval
 
 SAMPLER = {"solver": "increment", "ask": "start"}
 
@@ -203,6 +206,50 @@ VIEW = """
 })();
 </script>
 """
+
+
+SIZES = {"quarter": 1 / 4, "half": 1 / 2, "all": 1.0}  # of the training set
+METHODS = {"atoms": "atoms moved freely", "rigid": "rigid flow matching", "kflow-two": "K-Flow, two bands"}
+METHODS |= {"kflow-three": "K-Flow, three bands"}
+
+
+def packing_by_size(method: str, size: str) -> dict[int, float]:
+    """PM (atom) in Å by training seed, from records."""
+    run = f"crystals-{method}" if size == "all" else f"crystals-{size}-{method}"
+    return {seed: record.values["pm_atom"] for seed, record in read_seeds(run, "packing").items()}
+
+
+def compare_with_rigid() -> pd.DataFrame:
+    """PM (atom) over that of rigid flow matching, same size and seed: mean ratio, and 95 % interval over seeds."""
+    table = {}
+    for size in SIZES:
+        base = packing_by_size("rigid", size)
+        for method in ("atoms", "kflow-two", "kflow-three"):
+            found = packing_by_size(method, size)
+            mean, half = student_interval([math.log(found[seed] / base[seed]) for seed in base])
+            low, ratio, high = (math.exp(mean + sign * half) for sign in (-1, 0, 1))
+            table.setdefault(METHODS[method], {})[size] = f"{ratio:.3f} ({low:.3f} to {high:.3f})"
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
+def draw_sizes(crystals: int) -> Figure:
+    """PM (atom) by the number of training crystals: means over seeds, each seed a dot; the rescaled start as a line.
+
+    Args:
+        crystals: in the whole training set.
+    """
+    figure, axes = make_axes(4.6, 1, 1)
+    for number, (method, label) in enumerate(METHODS.items()):
+        x, found = [share * crystals for share in SIZES.values()], [packing_by_size(method, size) for size in SIZES]
+        colour = band_colour(number, len(METHODS))
+        axes[0, 0].plot(x, [sum(f.values()) / len(f) for f in found], color=colour, label=label)
+        for place, values in zip(x, found):
+            axes[0, 0].scatter([place] * len(values), list(values.values()), 10, colour)
+    rescaled = Record.read(RECORDS / "crystals-rescaled-packing.json").values["pm_atom"]
+    axes[0, 0].axhline(rescaled, color="0.5", linestyle=":", label="start at the mean density")
+    axes[0, 0].set(xlabel="training crystals", ylabel="PM (atom), Å", xlim=(0, 1.05 * crystals))
+    axes[0, 0].legend()
+    return figure
 
 
 def compare_by_crystal(base: str, label: str, others: dict[str, str]) -> Figure:
