@@ -14,7 +14,14 @@ from vendor import CDN, unpack
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES, CACHE = ROOT / "book" / "steer", ROOT / "book" / "_build" / ".steer"
 RUNTIME = "1.30.0"
-PARTS = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+# For the processor alone, and for the graphics card too: by each what the worker imports first, and its size at the CDN.
+PARTS = {
+    "wasm": (("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"), 14_300_000),
+    "webgpu": (
+        ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm"),
+        26_900_000,
+    ),
+}
 MODELS = {
     "digits-db6": "digits, db6: low band first",
     "digits-db6-reversed": "digits, db6 reversed: high band first",
@@ -125,18 +132,20 @@ def export(name, folder):
 
 
 def fetch_runtime(folder):
-    """onnxruntime-web from npm, or a module that points to its CDN; returns its bytes."""
+    """onnxruntime-web from npm, or modules that point to its CDN; returns the bytes of each of PARTS."""
     folder.mkdir(parents=True, exist_ok=True)
-    if unpack("onnxruntime-web", RUNTIME, tuple(f"dist/{part}" for part in PARTS), folder):
-        for part in PARTS:
-            (folder / "dist" / part).rename(folder / part)
+    names = [name for parts, _ in PARTS.values() for name in parts]
+    if unpack("onnxruntime-web", RUNTIME, tuple(f"dist/{name}" for name in names), folder):
+        for name in names:
+            (folder / "dist" / name).rename(folder / name)
         (folder / "dist").rmdir()
         (folder / "where.mjs").write_text('export const where = new URL("./", import.meta.url).href;\n')
-        return sum((folder / part).stat().st_size for part in PARTS)
+        return {kind: sum((folder / name).stat().st_size for name in parts) for kind, (parts, _) in PARTS.items()}
     address = f"{CDN}onnxruntime-web@{RUNTIME}/dist/"
-    (folder / PARTS[0]).write_text(f'export * from "{address}{PARTS[0]}";\n')
+    for parts, _ in PARTS.values():
+        (folder / parts[0]).write_text(f'export * from "{address}{parts[0]}";\n')
     (folder / "where.mjs").write_text(f'export const where = "{address}";\n')
-    return 13_000_000
+    return {kind: size for kind, (_, size) in PARTS.items()}
 
 
 def draw_fallback(path):

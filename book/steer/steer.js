@@ -2,10 +2,12 @@
 const root = document.getElementById("kflow-steer");
 const assets = new URL("./", import.meta.url);
 const colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"];
+const places = { wasm: "on the processor", webgpu: "on the graphics card" };
 const defaults = { model: "digits-db6", seeds: [1, 2], label: 3, guidance: 1.5, tau: 1, steps: 30, localised: false };
 const state = { ...defaults, frozen: [], ...fromAddress() };
 let meta = null;
 let worker = null;
+let gpu = false; // whether the network runs on the graphics card
 let frames = [];
 let request = 0;
 let shown = null; // index of the frame under the scrubber; null: the newest
@@ -174,7 +176,7 @@ function receive({ data }) {
   if (data.kind === "frame" && data.id === request) {
     frames.push(data);
     const finished = data.index + 1 === data.count;
-    status.textContent = finished ? `finished: ${data.count - 1} steps` : `step ${data.index} of ${data.count - 1}`;
+    status.textContent = finished ? `finished: ${data.count - 1} steps ${places[meta.provider]}` : `step ${data.index} of ${data.count - 1}`;
     if (finished) root.dataset.state = "finished";
     if (shown === null) draw();
   }
@@ -199,7 +201,7 @@ async function load() {
     worker = new Worker(new URL("worker.js", assets), { type: "module" });
     worker.onmessage = receive;
     worker.onerror = (event) => fail(event.message || "its worker does not start");
-    worker.postMessage({ kind: "load", name: state.model });
+    worker.postMessage({ kind: "load", name: state.model, gpu });
   } catch (error) {
     fail(error.message);
   }
@@ -222,18 +224,30 @@ async function begin() {
   choice.addEventListener("change", () => {
     state.model = choice.value;
     meta = null;
-    if (!worker) return;
+    if (!worker) return name();
     root.dataset.state = "loading";
     status.textContent = "loading …";
-    worker.postMessage({ kind: "load", name: state.model });
+    worker.postMessage({ kind: "load", name: state.model, gpu });
   });
   if (!(state.model in models.models)) state.model = choice.value;
-  const megabytes = ((models.runtime + models.models[state.model].bytes) / 1e6).toFixed(0);
-  const text = `load the model and its runtime (${megabytes} MB)`;
-  const button = make("button", { type: "button", textContent: text, className: "kflow-load" });
-  button.addEventListener("click", () => (button.remove(), load()));
+  const button = make("button", { type: "button", className: "kflow-load" });
+  const card = make("input", { type: "checkbox" });
+  const name = () => {
+    const bytes = models.runtime[card.checked ? "webgpu" : "wasm"] + models.models[state.model].bytes;
+    button.textContent = `load the model and its runtime (${(bytes / 1e6).toFixed(0)} MB)`;
+  };
+  name();
+  card.addEventListener("change", name);
+  const cardLine = labelled("run it on the graphics card (WebGPU)", card);
+  cardLine.hidden = !(await navigator.gpu?.requestAdapter().catch(() => null));
+  button.addEventListener("click", () => {
+    gpu = card.checked;
+    button.remove();
+    cardLine.remove();
+    load();
+  });
   const look = labelled("look at", scrubber, scrubbed);
-  root.replaceChildren(labelled("model", choice), button, status, canvas, bar, look, controls);
+  root.replaceChildren(labelled("model", choice), button, cardLine, status, canvas, bar, look, controls);
   root.dataset.state = "ready";
   window.kflow = { state, frames: () => frames }; // for tests and the curious
 }

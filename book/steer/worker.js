@@ -1,10 +1,7 @@
 // The model, off the page's thread: noise band by band (Algorithm 2), Euler steps of the flow, one frame a step.
-import * as ort from "./ort/ort.wasm.min.mjs";
 import { where } from "./ort/where.mjs";
 
-ort.env.wasm.wasmPaths = where;
-ort.env.wasm.numThreads = 1; // more would need headers that static hosts do not send
-
+let ort = null; // the runtime, for the processor alone or for the graphics card too
 let model = null; // {meta, step, compose}
 let wanted = 0; // number of the newest request: an older one stops at its next step
 
@@ -47,19 +44,34 @@ export function grid(joins, steps) {
   return [...points, 1];
 }
 
-async function load(name) {
+async function start(gpu) {
+  const runtime = await (gpu ? import("./ort/ort.webgpu.min.mjs") : import("./ort/ort.wasm.min.mjs"));
+  runtime.env.wasm.wasmPaths = where;
+  runtime.env.wasm.numThreads = 1; // more would need headers that static hosts do not send
+  return runtime;
+}
+
+async function load(name, gpu) {
+  ort ??= await start(gpu);
   const get = async (file) => {
     const answer = await fetch(new URL(`./${file}`, import.meta.url));
     if (!answer.ok) throw new Error(`${file}: ${answer.status}`);
     return answer;
   };
   const meta = await (await get(`${name}.json`)).json();
-  const read = async (part) => {
+  const read = async (part, provider) => {
     const bytes = new Uint8Array(await (await get(`${name}-${part}.onnx`)).arrayBuffer());
-    return ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+    // errors alone: it would warn that WebGPU leaves shapes to the processor
+    return ort.InferenceSession.create(bytes, { executionProviders: [provider], logSeverityLevel: 3 });
   };
-  model = { meta, step: await read("step"), compose: await read("compose") };
-  return meta;
+  let provider = gpu ? "webgpu" : "wasm";
+  const step = await read("step", provider).catch((error) => {
+    if (!gpu) throw error;
+    provider = "wasm"; // a card that does not take the model
+    return read("step", provider);
+  });
+  model = { meta, step, compose: await read("compose", "wasm") };
+  return { ...meta, provider };
 }
 
 async function run(request) {
@@ -94,7 +106,7 @@ async function run(request) {
 
 onmessage = async ({ data }) => {
   try {
-    if (data.kind === "load") postMessage({ kind: "loaded", meta: await load(data.name) });
+    if (data.kind === "load") postMessage({ kind: "loaded", meta: await load(data.name, data.gpu) });
     if (data.kind === "run") {
       wanted = data.id;
       await run(data);
