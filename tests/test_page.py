@@ -86,7 +86,14 @@ def site(tmp_path_factory):
     extension = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(extension)
     app = SimpleNamespace(builder=SimpleNamespace(format="html"), outdir=site)
-    extension.prepare(app, {NAME: "db6", "digits-lfm": "ordinary flow matching, with a title too long for a phone"})
+    extension.prepare(
+        app,
+        {
+            NAME: "db6",
+            "digits-lfm": "ordinary flow matching, with a title too long for a phone",
+            "faces32-db6": "faces",
+        },
+    )
     (site / "steer.html").write_text(PAGE)
     return site
 
@@ -185,6 +192,21 @@ def test_another_model_and_what_of_it_moves(page):
     assert np.abs(picture(page) - expected).max() < 1e-2
     choice.select_option(NAME)
     finished(page)
+
+
+def test_a_model_without_classes(page):
+    """Faces: no control speaks of classes, and the picture is PyTorch's."""
+    choice = page.locator("#kflow-steer select").first
+    choice.select_option("faces32-db6")
+    finished(page)
+    text = page.locator("#kflow-steer").inner_text()
+    assert "guidance" not in text and "class" not in text and "low noise" in text
+    model = load_model(CHECKPOINTS / "faces32-db6")[0]
+    noise = compose_noise(model.path.decomposition, [draw_noise(seed, (1, 32, 32)) for seed in (7, 8)])
+    assert np.abs(picture(page) - sample(model, noise, steps=30).data.numpy()).max() < 1e-2
+    choice.select_option(NAME)
+    finished(page)
+    assert not page.errors
 
 
 def test_on_the_graphics_card_it_draws_the_same(playwright, site):

@@ -14,7 +14,7 @@ from vendor import CDN, unpack
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES, CACHE = ROOT / "book" / "steer", ROOT / "book" / "_build" / ".steer"
 RUNTIME = "1.30.0"
-# For the processor alone, and for the graphics card too: by each what the worker imports first, and its size at the CDN.
+# For the processor alone, and for the graphics card too: the files, first the one that is imported, and their bytes.
 PARTS = {
     "wasm": (("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"), 14_300_000),
     "webgpu": (
@@ -27,6 +27,8 @@ MODELS = {
     "digits-db6-reversed": "digits, db6 reversed: high band first",
     "digits-fourier": "digits, Fourier: low band first",
     "digits-lfm": "digits, ordinary flow matching: all at once",
+    "faces32-db6": "faces, db6: low band first",
+    "faces32-lfm": "faces, ordinary flow matching: all at once",
 }
 
 
@@ -49,7 +51,7 @@ def reweight(decomposition, x, weights):
 
 
 def make_step(model):
-    """One evaluation with guidance, projected on the moving bands if ``localised`` is 1."""
+    """One evaluation, projected on the moving bands if ``localised`` is 1; with guidance if the model has classes."""
     import torch
 
     class Step(torch.nn.Module):
@@ -57,11 +59,14 @@ def make_step(model):
             super().__init__()
             self.network, self.path = model.network, model.path
 
-        def forward(self, state, k, labels, guidance, localised):
+        def forward(self, state, k, localised, labels=None, guidance=None):
             weights, rates = self.path.schedule(k)
-            both = torch.cat([torch.full_like(labels, self.network.null_label), labels])
-            free, guided = self.network(state.repeat(2, 1, 1, 1), k.repeat(2), weights.repeat(2, 1), both).chunk(2)
-            velocity = free + guidance * (guided - free)
+            if labels is None:
+                velocity = self.network(state, k, weights)
+            else:
+                both = torch.cat([torch.full_like(labels, self.network.null_label), labels])
+                free, guided = self.network(state.repeat(2, 1, 1, 1), k.repeat(2), weights.repeat(2, 1), both).chunk(2)
+                velocity = free + guidance * (guided - free)
             if self.path.bands == 1:
                 return velocity + 0 * localised
             inside = reweight(self.path.decomposition, velocity, (rates > 0).float())
@@ -89,7 +94,7 @@ def export(name, folder):
 
     from kflow.amplitude import Identity, Wavelet
     from kflow.checkpoint import load_model
-    from kflow.data import load_data
+    from kflow.data import describe_data
     from kflow.flow.schedule import band_intervals
     from kflow.storage import CHECKPOINTS
 
@@ -103,8 +108,9 @@ def export(name, folder):
     torch.testing.assert_close(reweight(ruler, check, weights), ruler.reweight(check, weights), atol=1e-5, rtol=1e-4)
     noise = torch.randn(ruler.bands, *ruler.shape, generator=source)
     one = torch.randn(1, *ruler.shape, generator=source)
-    inputs = {"state": one, "k": torch.tensor([0.3]), "labels": torch.tensor([3])}
-    inputs |= {"guidance": torch.tensor([1.5]), "localised": torch.tensor([1.0])}
+    inputs = {"state": one, "k": torch.tensor([0.3]), "localised": torch.tensor([1.0])}
+    if experiment.conditional:
+        inputs |= {"labels": torch.tensor([3]), "guidance": torch.tensor([1.5])}
     for part, module, given, output in (
         ("step", make_step(model), inputs, "velocity"),
         ("compose", make_compose(ruler), {"noises": noise}, "noise"),
@@ -124,7 +130,8 @@ def export(name, folder):
     starts, _ = band_intervals(experiment.bands, experiment.intervals, experiment.order)
     meta = {
         "shape": ruler.shape, "bands": ruler.bands, "names": names, "joins": model.path.schedule.joins,
-        "order": sorted(range(experiment.bands), key=starts.__getitem__), "classes": load_data(experiment.data).classes,
+        "order": sorted(range(experiment.bands), key=starts.__getitem__),
+        "classes": describe_data(experiment.data).classes if experiment.conditional else (),
         "checkpoint": card["files"],
     }  # fmt: skip
     (folder / f"{name}.json").write_text(json.dumps(meta))

@@ -102,15 +102,19 @@ function build() {
   localised.addEventListener("change", () => ((state.localised = localised.checked), start()));
   const save = make("button", { type: "button", textContent: "save the picture" });
   save.addEventListener("click", () => {
-    const link = make("a", { download: `kflow-${state.seeds.join("-")}-${state.label}.png`, href: canvas.toDataURL() });
+    const link = make("a", { download: `kflow-${state.model}-${state.seeds.join("-")}-${state.label}.png`, href: canvas.toDataURL() });
     link.click();
   });
   controls.replaceChildren(
     ...bands.map(({ line }) => line),
     all,
-    labelled("class", label),
-    slider("guidance", "guidance", 0, 4, 0.1, (x) => x.toFixed(1)),
-    slider("class dropped at k", "tau", 0, 1, 0.05, (x) => (x < 1 ? x.toFixed(2) : "never")),
+    ...(meta.classes.length
+      ? [
+          labelled("class", label),
+          slider("guidance", "guidance", 0, 4, 0.1, (x) => x.toFixed(1)),
+          slider("class dropped at k", "tau", 0, 1, 0.05, (x) => (x < 1 ? x.toFixed(2) : "never")),
+        ]
+      : []),
     slider("Euler steps", "steps", Math.max(4, 2 * meta.bands), 60, 1),
     labelled("localised: each band moves only in its turn", localised),
     save,
@@ -146,7 +150,7 @@ function draw() {
     pixels.data[4 * i + 3] = 255;
   }
   canvas.getContext("2d").putImageData(pixels, 0, 0);
-  canvas.ariaLabel = `a ${meta.classes[state.label]} at k = ${frame.k.toFixed(2)}, seeds ${state.seeds.join(" and ")}`;
+  canvas.ariaLabel = `a ${meta.classes[state.label] ?? "face"} at k = ${frame.k.toFixed(2)}, seeds ${state.seeds.join(" and ")}`;
   scrubber.max = frames.length - 1;
   scrubber.value = index;
   scrubbed.textContent = `k = ${frame.k.toFixed(2)}`;
@@ -169,7 +173,7 @@ function receive({ data }) {
   if (data.kind === "loaded") {
     meta = data.meta;
     state.seeds = Array.from({ length: meta.bands }, (_, band) => state.seeds[band] ?? band + 1);
-    state.label = Math.min(Math.max(0, Math.floor(state.label)), meta.classes.length - 1);
+    if (meta.classes.length) state.label = Math.min(Math.max(0, Math.floor(state.label)), meta.classes.length - 1);
     build();
     start();
   }

@@ -82,8 +82,9 @@ async function run(request) {
   request.seeds.forEach((seed, band) => noises.set(drawNoise(seed, size), band * size));
   const stacked = new ort.Tensor("float32", noises, [meta.bands, channel, height, width]);
   let state = (await compose.run({ noises: stacked })).noise.data.slice();
-  const points = grid(request.tau < 1 ? [...new Set([...meta.joins, request.tau])] : meta.joins, request.steps);
+  const points = grid(meta.classes.length && request.tau < 1 ? [...new Set([...meta.joins, request.tau])] : meta.joins, request.steps);
   postMessage({ kind: "frame", id: request.id, index: 0, count: points.length, k: 0, state: state.slice() });
+  const number = (value) => new ort.Tensor("float32", Float32Array.from([value]), [1]);
   const label = new ort.Tensor("int64", BigInt64Array.from([BigInt(request.label)]), [1]);
   for (let i = 0; i + 1 < points.length; i++) {
     if (request.id !== wanted) return;
@@ -91,10 +92,9 @@ async function run(request) {
     const dropped = request.tau < 1 && (low + high) / 2 > request.tau;
     const { velocity } = await step.run({
       state: new ort.Tensor("float32", state, [1, channel, height, width]),
-      k: new ort.Tensor("float32", Float32Array.from([low]), [1]),
-      labels: label,
-      guidance: new ort.Tensor("float32", Float32Array.from([dropped ? 0 : request.guidance]), [1]),
-      localised: new ort.Tensor("float32", Float32Array.from([request.localised ? 1 : 0]), [1]),
+      k: number(low),
+      localised: number(request.localised ? 1 : 0),
+      ...(meta.classes.length && { labels: label, guidance: number(dropped ? 0 : request.guidance) }),
     });
     const next = new Float32Array(size);
     for (let j = 0; j < size; j++) next[j] = state[j] + (high - low) * velocity.data[j];
