@@ -174,11 +174,11 @@ def draw_fallback(path):
     figure.savefig(path, dpi=110)
 
 
-def digest():
+def digest(models):
     """Of everything that the exported files depend on."""
     total = hashlib.sha256(RUNTIME.encode())
     inputs = [Path(__file__), ROOT / "constraints.txt", *(ROOT / "kflow").rglob("*.py")]
-    for path in sorted([*inputs, *(p for name in MODELS for p in (ROOT / "checkpoints" / name).iterdir())]):
+    for path in sorted([*inputs, *(p for name in models for p in (ROOT / "checkpoints" / name).iterdir())]):
         total.update(path.read_bytes())
     return total.hexdigest()[:16]
 
@@ -187,9 +187,11 @@ def prepare(app, models=MODELS):
     """Fill _static/steer of an HTML build; what was exported before and has not changed is used again."""
     if app.builder.format != "html":
         return
-    made = CACHE / (digest() if models is MODELS else "test")
+    kind = "book" if models is MODELS else "test"
+    made = CACHE / f"{kind}-{digest(models)}"
     if not (made / "models.json").exists():
-        shutil.rmtree(made if models is not MODELS else CACHE, ignore_errors=True)
+        for old in CACHE.glob(f"{kind}-*"):
+            shutil.rmtree(old)
         made.mkdir(parents=True)
         runtime = fetch_runtime(made / "ort")
         sizes = {name: {"title": title, "bytes": export(name, made)} for name, title in models.items()}
