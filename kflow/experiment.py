@@ -45,9 +45,18 @@ POSITIVE = (
     "checkpoint_images",
     "num_nodes",
 )
-NOT_NEGATIVE = ("warmup_images", "weight_decay", "seed")
+NOT_NEGATIVE = ("warmup_images", "micro_batch", "weight_decay", "seed")
 # What may differ between a run and its continuation: it does not change what is computed.
-HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "compile", "checkpoint_images")
+HARDWARE = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "precision",
+    "compile",
+    "checkpoint_images",
+    "micro_batch",
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ class Experiment:
     strategy: str = "auto"
     precision: str = "auto"
     compile: bool | str = "auto"
+    micro_batch: int = 0  # samples at a time in a step, the fastest that stays in cache; 0: the whole batch
     checkpoint_images: int = 50_000
 
     def __post_init__(self) -> None:

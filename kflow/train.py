@@ -112,14 +112,13 @@ def train(experiment: Experiment, folder: str | Path | None = None, progress: bo
     while step < last:
         set_learning_rate(optimizer, experiment, step)
         drawn = draw(experiment, data, model, step, fabric.global_rank, fabric.world_size)
-        losses = model.loss(*(fabric.to_device(x) for x in drawn))
-        fabric.backward(losses.mean())
+        losses = backward(fabric, model, drawn, experiment.micro_batch)
         norm = fabric.clip_gradients(model.network, optimizer, max_norm=experiment.clip_norm, error_if_nonfinite=False)
         optimizer.step()
         optimizer.zero_grad()
         average.update_parameters(plain)
         step += 1
-        pending.append((step, drawn[2], losses.detach(), norm))
+        pending.append((step, drawn[2], losses, norm))
         bar.update(experiment.batch_size)
         if step % LOG_STEPS == 0 or step % every == 0 or step == last:
             values = summarise(pending, model, experiment)
@@ -146,6 +145,21 @@ def train(experiment: Experiment, folder: str | Path | None = None, progress: bo
         shutil.rmtree(folder / "state", ignore_errors=True)
     fabric.barrier()
     return Run(folder, *load_model(folder / "model"))
+
+
+def backward(fabric: Fabric, model: KFlow, drawn: tuple, micro_batch: int = 0) -> Tensor:
+    """Losses (batch,) of what :func:`draw` gave, and the gradient of their mean, ``micro_batch`` samples at a time.
+
+    Activations of few samples stay in a processor's cache, or fit a small GPU; 0 takes the batch at once.
+    """
+    count, losses = len(drawn[2]), []
+    for i in range(0, count, micro_batch or count):
+        part = tree_map_only(Tensor, lambda x: fabric.to_device(x[i : i + (micro_batch or count)]), drawn)  # noqa: B023
+        with fabric.no_backward_sync(model.network, enabled=0 < micro_batch < count - i):
+            loss = model.loss(*part)
+            fabric.backward(loss.sum() / count)
+        losses.append(loss.detach())
+    return torch.cat(losses)
 
 
 def draw(

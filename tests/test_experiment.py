@@ -239,7 +239,7 @@ def test_the_hash_ignores_the_machine_and_nothing_else():
         "cuts": (0.3,), "schedule": "soft", "connection": "meyer", "intervals": (1, 3), "order": "high-to-low",
         "soft_width": 0.6, "soft_degree": 3, "draw_k": "w", "output": "displacement", "loss_bands": "active",
         "images": 7, "batch_size": 7, "learning_rate": 0.5, "learning_rate_decay": "none", "warmup_images": 7,
-        "betas": (0.8, 0.9), "weight_decay": 0.1, "clip_norm": 2.0, "ema_decay": 0.5, "seed": 7,
+        "betas": (0.8, 0.9), "weight_decay": 0.1, "clip_norm": 2.0, "ema_decay": 0.5, "seed": 7, "micro_batch": 4,
     }  # fmt: skip
     assert other.keys() == set(KEYS), "a new parameter needs a line here"
     for key, value in other.items():
@@ -250,6 +250,7 @@ def test_the_hash_ignores_the_machine_and_nothing_else():
 def test_only_the_machine_may_differ_between_a_run_and_its_continuation():
     assert set(HARDWARE) == {
         "accelerator", "devices", "num_nodes", "strategy", "precision", "compile", "checkpoint_images",
+        "micro_batch",
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning_fabric import Fabric
 
 import kflow.train
 from kflow.checkpoint import load_model
@@ -151,6 +152,19 @@ def test_the_loss_goes_down(tmp_path):
     assert log["loss"].tail(3).mean() < 0.75 * log["loss"].head(1).mean()
     for band in range(2):
         assert log[f"loss_band_{band}"].tail(3).mean() < 0.85 * log[f"loss_band_{band}"].head(1).mean()
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole():
+    experiment, fabric, data = tiny(), Fabric(accelerator="cpu"), load_data("digits")
+    model, found = experiment.make_model(data), {}
+    drawn, model.network = draw(experiment, data, model, 0), fabric.setup_module(model.network)
+    for size in (0, 5):
+        model.network.zero_grad()
+        losses = kflow.train.backward(fabric, model, drawn, size)
+        found[size] = [losses, *(p.grad.clone() for p in model.network.parameters() if p.requires_grad)]
+    assert len(found[0][0]) == experiment.batch_size and found[0][0].min() > 0
+    for whole, parts in zip(*found.values(), strict=True):
+        torch.testing.assert_close(whole, parts, atol=1e-6, rtol=1e-4)
 
 
 def test_a_network_that_says_nothing_has_the_loss_of_the_target():

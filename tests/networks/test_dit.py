@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kflow.networks import DiT, load_published, make_dit
-from kflow.networks.dit import PATCHES, SIZES, Attention
+from kflow.networks.dit import PATCHES, SIZES, Attention, gelu
 from kflow.networks.embedding import KAmplitudeEmbedding, sincos_positions
 
 SHAPE = (3, 8, 12)
@@ -285,3 +285,13 @@ def test_half_precision_networks_take_float32_states():
     network = randomise(small()).to(torch.bfloat16)
     output = network(*inputs())
     assert output.dtype == torch.bfloat16 and output.isfinite().all()
+
+
+def test_gelu_is_the_tanh_form_with_and_without_gradients():
+    x = torch.linspace(-8, 8, 401, requires_grad=True)
+    expected = F.gelu(x, approximate="tanh")
+    torch.testing.assert_close(gelu(x), expected, atol=1e-6, rtol=1e-5)
+    slopes = (torch.autograd.grad(y.sum(), x)[0] for y in (gelu(x), expected))
+    torch.testing.assert_close(*slopes, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(gelu(x), F.gelu(x, approximate="tanh"))
