@@ -15,11 +15,11 @@ BIN := .venv/bin
 # The stamp is named after the contents of the two files: touching them, or changing branch and back, reinstalls nothing.
 STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' -)
 
-.PHONY: help env book figures digits measure test lint format clean
+.PHONY: help env book figures digits faces32 crystals measure test lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9 ]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP) ## make .venv and install the library, the book's and the tests' tools, with the pinned versions
 
@@ -43,8 +43,8 @@ figures: env ## draw every picture and table again into figures/, from records a
 		$(BIN)/papermill $$notebook /dev/null -p save $(CURDIR)/figures --no-progress-bar || exit 1; \
 	done
 
-digits: env ## train the digits experiments that runs/ lacks, with each seed (4 minutes a run), going on with those that were cut
-	for seed in $(SEEDS); do for file in notebooks/experiments/digits-*.yaml; do \
+digits faces32 crystals: env ## train what runs/ lacks of its experiments, with each seed, and go on with what was cut (2 to 6 minutes a run)
+	for seed in $(SEEDS); do for file in notebooks/experiments/$@-*.yaml; do \
 		name=$$(basename $$file .yaml); [ $$seed = 0 ] || name=$$name-seed$$seed; \
 		$(BIN)/python -m kflow.train $$file seed=$$seed name=$$name || exit 1; \
 	done; done
