@@ -1,5 +1,7 @@
 """The crystals of the book, and COD-Cluster17 in a small folder of its format."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from ase.build import molecule
 from kflow.data import load_data
 from kflow.experiment import Experiment
 from kflow.train import draw
+from kflow_book.assembly import judge
 from kflow_book.crystals import collect, cut_cluster, find_molecules, loosen, pyxtal_crystals, read_cod_cluster17, split
 
 
@@ -132,3 +135,13 @@ def test_ranks_share_out_the_clusters():
         part, noise, share, labels = draw(experiment, data, model, 3, rank, 2)
         assert torch.equal(share, k[rank::2]) and noise is None and labels is None
         assert all(torch.equal(mine, everyone[rank::2]) for mine, everyone in zip(part, whole))
+
+
+def test_a_cluster_that_flies_apart_is_counted_and_in_no_mean():
+    crystals = load_data("crystals").test[:2]
+    found = [crystal.final.expand_as(crystal.starts).clone() for crystal in crystals]
+    found[0][0], found[1][:] = math.nan, 1e6 * found[1]
+    values = judge(crystals, found)
+    assert values["diverged"] == (1 + len(found[1])) / sum(map(len, found))
+    assert values["pm_atom"] == pytest.approx(0, abs=1e-4) and values["rotation_error"] == pytest.approx(0, abs=0.1)
+    assert list(values["pm_atom_by_crystal"]) == [crystals[0].code]

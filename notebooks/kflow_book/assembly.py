@@ -25,6 +25,7 @@ from kflow_book.crystals import BOND, Crystal, Crystals, collect
 from kflow_book.measure import Trained
 from kflow_book.tables import read_seeds, student_interval
 
+DIVERGED = 100.0  # Å; starts have about 8
 SAMPLER = {"solver": "increment", "ask": "start"}
 
 
@@ -76,18 +77,25 @@ def pose_errors(found: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 def judge(crystals: Sequence[Crystal], found: Sequence[Tensor]) -> dict[str, Any]:
     """Packing matching and pose errors, means over clusters; PM (atom) of each crystal too.
 
+    A cluster that has flown apart (PM (atom) above 100 Å, or not finite) counts as ``diverged`` and is in no mean.
+
     Args:
         crystals: the packings.
         found: for each (S, 17, atoms, 3), Å, generated from its starts.
     """
-    rows = []
+    rows, diverged = {}, 0
     for crystal, clusters in zip(crystals, found):
-        real = crystal.final.expand_as(clusters)
-        atom = packing_matching(clusters.flatten(1, 2), real.flatten(1, 2))
-        rows.append(torch.stack([atom, packing_matching(clusters.mean(2), real.mean(2)), *pose_errors(clusters, real)]))
-    means = torch.stack([row.mean(1) for row in rows]).mean(0).tolist()
+        atom = packing_matching(clusters.flatten(1, 2), crystal.final.expand_as(clusters).flatten(1, 2))
+        kept = atom < DIVERGED  # not true of NaN
+        diverged += int((~kept).sum())
+        if kept.any():
+            clusters, real = clusters[kept], crystal.final.expand_as(clusters[kept])
+            errors = (packing_matching(clusters.mean(2), real.mean(2)), *pose_errors(clusters, real))
+            rows[crystal.code] = torch.stack([atom[kept], *errors]).mean(1)
+    means = torch.stack(list(rows.values())).mean(0).tolist()
     values: dict[str, Any] = dict(zip(("pm_atom", "pm_center", "rotation_error", "centre_error"), means))
-    return values | {"pm_atom_by_crystal": {c.code: float(row[0].mean()) for c, row in zip(crystals, rows)}}
+    values["diverged"] = diverged / sum(map(len, found))
+    return values | {"pm_atom_by_crystal": {code: float(row[0]) for code, row in rows.items()}}
 
 
 def untouched(data: Crystals, rescaled: bool) -> list[Tensor]:
@@ -235,6 +243,8 @@ def compare_with_rigid() -> pd.DataFrame:
 def draw_sizes(crystals: int) -> Figure:
     """PM (atom) by the number of training crystals: means over seeds, each seed a dot; the rescaled start as a line.
 
+    The axis ends just above that line.
+
     Args:
         crystals: in the whole training set.
     """
@@ -248,6 +258,7 @@ def draw_sizes(crystals: int) -> Figure:
     rescaled = Record.read(RECORDS / "crystals-rescaled-packing.json").values["pm_atom"]
     axes[0, 0].axhline(rescaled, color="0.5", linestyle=":", label="start at the mean density")
     axes[0, 0].set(xlabel="training crystals", ylabel="PM (atom), Å", xlim=(0, 1.05 * crystals))
+    axes[0, 0].set_ylim(top=1.05 * rescaled)  # a run that has flown apart lies outside
     axes[0, 0].legend()
     return figure
 

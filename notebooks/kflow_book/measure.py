@@ -182,8 +182,10 @@ def measure(name: str, run: str | Path | None = None, **changes: Any) -> Record:
 def wanted() -> Iterator[tuple[str, str | None]]:
     """Every measurement and run (seeds included; None for none) whose record the book shows."""
     for name, settings in load_measurements().items():
-        for seed in settings.get("seeds", (0,)) if "runs" in settings else (None,):
-            for run in settings.get("runs", (None,)):
+        if "runs" not in settings:
+            yield name, None
+        for run in settings.get("runs", ()):
+            for seed in settings.get("seeds", {}).get(run.split("-")[0], (0,)):
                 yield name, f"{run}-seed{seed}" if seed else run
 
 
