@@ -311,7 +311,7 @@ def cost_table(data: str, task: str = "super_resolution", folder: str | Path = R
         if task in values["nfe"]:
             rows[PEERS.get(measurement) or label_of(run)] = {"network calls": str(values["nfe"][task])}
     for name, seconds in Record.read(Path(folder) / f"{data}-restoration-time.json").values["seconds"].items():
-        rows.setdefault(name, {"network calls": ""})["seconds an image"] = f"{seconds:.3f}"
+        rows.setdefault(name, {"network calls": ""})["seconds an image"] = f"{seconds:.2g}"
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
