@@ -89,3 +89,16 @@ def test_the_library_is_thin():
     core = ("kflow/amplitude", "kflow/flow", "kflow/train.py", "kflow/sample.py")
     assert sum(lines.values()) < 4500
     assert sum(n for path, n in lines.items() if path.relative_to(ROOT).as_posix().startswith(core)) <= 1200
+
+
+def test_the_published_book_is_tested_as_here():
+    """The workflow runs the targets of .ci/run, and publishes what `make book` builds."""
+    workflow = yaml.safe_load((ROOT / ".github/workflows/book.yml").read_text())
+    steps = workflow["jobs"]["test-and-build"]["steps"]
+    commands = [re.findall(r"make (\w+)", step["run"]) for step in steps if "run" in step]
+    assert [target for found in commands for target in found] == ["env", "lint", "test", "book", "test"]
+    here = re.findall(r"^(?:KFLOW_BROWSER=book )?make (\w+)", (ROOT / ".ci/run").read_text(), re.M)
+    assert here == ["env", "test", "book", "test"]
+    (artifact,) = [step["with"]["path"] for step in steps if "upload-pages" in step.get("uses", "")]
+    assert artifact == "book/_build/html"
+    assert workflow["jobs"]["publish"]["needs"] == "test-and-build"

@@ -130,9 +130,8 @@ def test_the_class_switched_on_the_way(model):
 def test_guidance_of_each_band(model):
     state, k, labels = draw_noise(0, (1, 32, 32), 3), torch.tensor([0.1, 0.4, 0.8]), torch.arange(3)
     plain = model.velocity(state, k, labels, 2.0)
-    torch.testing.assert_close(
-        Steered(model, band_guidance=(2.0, 2.0)).velocity(state, k, labels), plain, atol=1e-5, rtol=1e-4
-    )
+    same = Steered(model, band_guidance=(2.0, 2.0)).velocity(state, k, labels)
+    torch.testing.assert_close(same, plain, atol=1e-4, rtol=1e-3)
     mixed = Steered(model, band_guidance=(2.0, 0.0)).velocity(state, k, labels)
     decomposition = model.path.decomposition
     torch.testing.assert_close(decomposition.project(mixed, 0), decomposition.project(plain, 0), atol=1e-4, rtol=1e-3)

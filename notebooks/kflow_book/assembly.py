@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -241,7 +242,7 @@ def compare_with_rigid() -> pd.DataFrame:
 
 
 def draw_sizes(crystals: int) -> Figure:
-    """PM (atom) by the number of training crystals: means over seeds, each seed a dot; the rescaled start as a line.
+    """PM (atom) by the number of training crystals: medians over seeds, each seed a dot; the rescaled start as a line.
 
     The axis ends just above that line.
 
@@ -252,7 +253,7 @@ def draw_sizes(crystals: int) -> Figure:
     for number, (method, label) in enumerate(METHODS.items()):
         x, found = [share * crystals for share in SIZES.values()], [packing_by_size(method, size) for size in SIZES]
         colour = band_colour(number, len(METHODS))
-        axes[0, 0].plot(x, [sum(f.values()) / len(f) for f in found], color=colour, label=label)
+        axes[0, 0].plot(x, [median(values.values()) for values in found], color=colour, label=label)
         for place, values in zip(x, found):
             axes[0, 0].scatter([place] * len(values), list(values.values()), 10, colour)
     rescaled = Record.read(RECORDS / "crystals-rescaled-packing.json").values["pm_atom"]
