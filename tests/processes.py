@@ -1,5 +1,6 @@
 """Starts functions on several processes, for tests of what they do together; they are forked from a warm server."""
 
+import json
 import multiprocessing
 import os
 import socket
@@ -12,11 +13,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import kflow.train
+from kflow.checkpoint import load_model
+from kflow.data import to_uint8
 from kflow.experiment import Experiment
 from kflow.networks import make_dit
 from kflow.ranks import shard, spread, whole
+from kflow.storage import CHECKPOINTS
+from kflow_book import at_scale
+from kflow_book.measure import Trained
 
 WAIT = 240  # seconds
 
@@ -52,8 +59,8 @@ def work(environment: dict[str, str], errors: Path, function: Callable, argument
 def on_ranks(folder: Path, function: Callable, *arguments: Any, ranks: int = 2, launcher: str = "torchrun") -> None:
     """Call ``function(*arguments)`` on some ranks; an AssertionError with what went wrong if it fails on one."""
     context, port = multiprocessing.get_context("forkserver"), free_port()
-    context.set_forkserver_preload([__name__, "kflow_book.protocols"])
-    with pytest.MonkeyPatch.context() as patch:  # the server looks for those two where this process does
+    context.set_forkserver_preload([__name__])
+    with pytest.MonkeyPatch.context() as patch:  # the server looks for it where this process does
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         forkserver.ensure_running()
     errors = [folder / f"error-{rank}.txt" for rank in range(ranks)]
@@ -110,3 +117,29 @@ def check_parts(folder: Path) -> None:
     assert all(torch.equal(again[name].to_local(), part.to_local()) for name, part in parts.items())
     assert torch.equal(again["step"], torch.tensor(3))
     (folder / f"{rank}.txt").touch()
+
+
+SMALL = {"features": "digits-features", "samples": 50, "steps": 2, "reference": 70, "guidance_scale": 1.5}
+SMALL |= {"drop_class_at": 0.3, "classes": 2, "class_count": 10}
+
+
+def measure_small(folder: Path) -> None:
+    """Measure a committed model as at the paper's scale, 16 samples at a time; write what each rank saw."""
+    trained, seen = Trained(*load_model(CHECKPOINTS / "digits-db6")[:2]), []
+    fabric = at_scale.start_ranks()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(at_scale, "PART", 16)
+        patch.setattr(at_scale, "to_uint8", lambda images: seen.append(to_uint8(images)) or seen[-1])
+        values = at_scale.measure_at_scale(trained, **SMALL)
+    name = f"{fabric.global_rank}-of-{fabric.world_size}"
+    (folder / f"{name}.json").write_text(json.dumps(values))
+    save_file({f"{i}": part for i, part in enumerate(seen)}, folder / f"{name}.safetensors")
+
+
+def check_order(folder: Path) -> None:
+    """Parts come back in order, however many there are for two ranks."""
+    fabric = at_scale.start_ranks()
+    assert fabric.world_size == 2
+    for count, part in [(7, 2), (7, 3), (8, 4), (1, 5), (9, 1)]:
+        found = at_scale.over_ranks(lambda chosen: torch.arange(20)[chosen, None] ** 2, count, fabric, part)
+        assert torch.equal(found, torch.arange(count)[:, None] ** 2)
