@@ -204,6 +204,8 @@ def test_encoding_goes_on_where_it_was_killed(place, vae, monkeypatch):
     assert encoded == [4, 4, 4, 4, 4, 2, 2], "the shard that was there is kept, the cut one made again"
     whole = read_shards(name)
     assert len(whole.train) == 2 * COUNT and whole.shape == (4, 32, 32)
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or "00001-of-00003/model.safetensors" in maps.read_text(), "they are memory-mapped"
 
     # Two ranks make the same, each its share.
     monkeypatch.setenv("KFLOW_DATA", str(place.parent / "other"))
