@@ -119,7 +119,7 @@ def check_parts(folder: Path) -> None:
     (folder / f"{rank}.txt").touch()
 
 
-SMALL = {"features": "digits-features", "samples": 50, "steps": 2, "reference": 70, "guidance_scale": 1.5}
+SMALL = {"features": "digits-features", "samples": 50, "steps": 4, "reference": 70, "guidance_scale": 1.5}
 SMALL |= {"drop_class_at": 0.3, "classes": 2, "class_count": 10}
 
 

@@ -50,7 +50,7 @@ def test_the_measurement_is_its_definition(tmp_path):
 
     def generate(labels, **options):
         noise = torch.randn(len(labels), 1, 32, 32, generator=torch.Generator().manual_seed(experiment.seed))
-        return look(to_uint8(sample(model, noise, labels, steps=2, guidance_scale=1.5, **options).data))
+        return look(to_uint8(sample(model, noise, labels, steps=4, guidance_scale=1.5, **options).data))
 
     generated = generate(torch.arange(50) % 10)
     assert values["fd"] == pytest.approx(metrics.frechet_distance(generated, look(real)), rel=0.02)
