@@ -178,7 +178,7 @@ def measure(name: str, run: str | Path | None = None, **changes: Any) -> Record:
     arguments = {key: value for key, value in settings.items() if key != "measure" and not key.endswith("_hash")}
     torch.manual_seed(0)
     if run is None:
-        data, title, seed, first = settings["data"], name, 0, ()
+        data, title, seed, first = settings.get("data", ""), name, 0, ()
     else:
         model, experiment, card = load_model(run_folder(run))
         data, title, seed = experiment.data, f"{experiment.name}-{name}", experiment.seed
@@ -193,8 +193,8 @@ def measure(name: str, run: str | Path | None = None, **changes: Any) -> Record:
     values = found[function if file else f"measure_{function}"](*first, **arguments)
     patterns = yaml.safe_load((ROOT / "notebooks" / "measurements.yaml").read_text())["units"]
     units = {key: next(unit for pattern, unit in patterns.items() if fnmatch(key, pattern)) for key in values}
-    samples, seconds = settings.get("samples", len(load_data(data).train)), time.perf_counter() - started
-    hashes = {"data_hash": load_data(data).hash, **origin}
+    samples = settings.get("samples", settings.get("batch", 0)) or len(load_data(data).train)
+    hashes, seconds = {"data_hash": load_data(data).hash if data else "", **origin}, time.perf_counter() - started
     return Record(
         title, values, units, samples, [seed], data, **hashes, seconds=seconds, settings=settings, machine=machine
     )
@@ -218,7 +218,7 @@ def find_fault(name: str, run: str | None, folder: str | Path = RECORDS) -> str 
     record = Record.read(path)
     now: Values = {"settings": wanted_settings(name)}
     with suppress(FileNotFoundError):  # the data need not be here
-        now["data_hash"] = load_data(record.data).hash
+        now["data_hash"] = load_data(record.data).hash if record.data else ""
     if run:
         now["experiment_hash"] = named_experiment(run).hash
         with suppress(FileNotFoundError):  # nor the weights of seeds 1 and 2
