@@ -1,6 +1,6 @@
 """How time and memory of a training step, of the transform and of the sampler grow with the latents' size.
 
-    python benchmarks/scale.py [--quick] [--json results.json]
+    python -m benchmarks.scale [--quick] [--json results.json]
 
 Latents of four channels, 16² to 128², db6 in two and three bands beside one band (LFM); all calls in turn in one run,
 as ratios. ``make measure`` calls :func:`measure_scale` for the record ``latents-scale``: some minutes on two cores.
