@@ -21,6 +21,7 @@ from kflow.sample import sample
 from kflow.storage import WEIGHTS, write_folder
 from kflow.train import train
 from kflow_book import pictures
+from kflow_book.dry_run import find_problems
 from kflow_book.pictures import Pictures, crop_picture, encode_shards, find_autoencoder, read_shards, shard_folder
 
 ROOT = Path(__file__).parents[1]
@@ -115,6 +116,9 @@ def test_the_whole_way_from_files_to_a_measurement(name, place, vae, tmp_path, c
     assert f"{2 * COUNT} latents" in capsys.readouterr().out
     latents, images = load_data(experiment.data), images_of(experiment.data)
     assert is_here(name) and is_here(experiment.data) and latents.classes == images.classes
+    problems = find_problems(experiment, {"latents": 0, "checkpoints": 0})  # all is there, and of it too few
+    count = f"has {COUNT} training images, the paper's {describe_data(name).count:,}"
+    assert problems == [f"{experiment.data} {count}", f"{name} {count}"]
     with torch.no_grad():
         direct = find_autoencoder().encode(to_float(torch.stack([images.train[9], images.train[9].flip(2)])))
     torch.testing.assert_close(

@@ -198,7 +198,13 @@ def encode_shards(
     Returns the shards that are not there yet, of other ranks. Raises ValueError: a shard that is there is of another
     autoencoder or of other pictures.
     """
-    facts = {"data": data.name, "count": len(data.train), "names_hash": data.hash, "autoencoder_hash": autoencoder.hash}
+    names_hash = hashlib.sha256("\n".join(data.train.names).encode()).hexdigest()
+    facts = {
+        "data": data.name,
+        "count": len(data.train),
+        "names_hash": names_hash,
+        "autoencoder_hash": autoencoder.hash,
+    }
     places = shards_of(folder, len(data.train))
     mine = list(enumerate(places))[rank::ranks]
     bar = tqdm(total=sum(min(SHARD, len(data.train) - SHARD * n) for n, _ in mine), desc=data.name, unit=" images")
