@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from kflow.data import DATA, describe_data
+from kflow.data import describe_data
 from kflow.experiment import AssemblyExperiment, Experiment
 from kflow.flow import HardBump, Linear
 from kflow.networks import make_network
@@ -139,12 +139,6 @@ def test_problems_are_found_before_a_gpu_is_touched(tmp_path, monkeypatch, capsy
     for arguments, says in (([], "usage"), ([str(PAPER[0]), "network=DiT-Z/2"], "network is 'DiT-Z/2'")):
         with pytest.raises(SystemExit, match=says):
             main(arguments)
-
-
-def test_wrong_counts_are_problems(monkeypatch):
-    monkeypatch.setitem(DATA, "digits", replace(DATA["digits"], count=5000))
-    (problem,) = find_problems(Experiment(), {"latents": 0, "checkpoints": 0})
-    assert problem == "digits has 4,500 training samples, the paper's 5,000"
 
 
 @pytest.mark.gpu

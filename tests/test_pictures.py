@@ -21,6 +21,7 @@ from kflow.sample import sample
 from kflow.storage import WEIGHTS, write_folder
 from kflow.train import train
 from kflow_book import pictures
+from kflow_book.dry_run import find_problems
 from kflow_book.pictures import Pictures, crop_picture, encode_shards, find_autoencoder, read_shards, shard_folder
 
 ROOT = Path(__file__).parents[1]
@@ -115,6 +116,9 @@ def test_the_whole_way_from_files_to_a_measurement(name, place, vae, tmp_path, c
     assert f"{2 * COUNT} latents" in capsys.readouterr().out
     latents, images = load_data(experiment.data), images_of(experiment.data)
     assert is_here(name) and is_here(experiment.data) and latents.classes == images.classes
+    problems = find_problems(experiment, {"latents": 0, "checkpoints": 0})  # all is there, and of it too few
+    count = f"has {COUNT} training images, the paper's {describe_data(name).count:,}"
+    assert problems == [f"{experiment.data} {count}", f"{name} {count}"]
     with torch.no_grad():
         direct = find_autoencoder().encode(to_float(torch.stack([images.train[9], images.train[9].flip(2)])))
     torch.testing.assert_close(
@@ -127,8 +131,8 @@ def test_the_whole_way_from_files_to_a_measurement(name, place, vae, tmp_path, c
     result = sample(run.model, torch.randn(6, *latents.shape), labels, steps=4, guidance_scale=1.5)
     shown = to_uint8(to_pixels(result.data, experiment.data))  # decode
     assert shown.shape == (6, 3, 256, 256)
-    classifier = Classifier((3, 256, 256), len(describe_data(name).classes), 2)
-    card = {"data": name, "test_accuracy": 0.0, "width": 2}
+    classifier = Classifier((3, 256, 256), len(describe_data("imagenet").classes), 2)
+    card = {"data": "imagenet", "test_accuracy": 0.0, "width": 2}
     write_folder(tmp_path / "features", {WEIGHTS: classifier.state_dict()}, card)
     found = [metrics.extract_features(x, tmp_path / "features", progress=False) for x in (shown, images.train[:6])]
     values = metrics.fidelity(*found)  # measure
@@ -261,10 +265,11 @@ def test_only_stable_diffusions_autoencoder_is_taken(tmp_path):
         StableDiffusionAutoencoder(tmp_path / "good")
 
 
-def test_the_command_counts_the_ranks_as_torchrun_does(place, vae, monkeypatch, capsys):
+@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")])
+def test_the_command_counts_the_ranks_as_torchrun_and_slurm_do(names, place, vae, monkeypatch, capsys):
     make_celebahq(place)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(names[1], "2")
     for rank, says in (("1", "rank 1 is done, 2 shards of other ranks are missing"), ("0", f"{2 * COUNT} latents")):
-        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv(names[0], rank)
         pictures.main(["celebahq-latents"])
         assert says in capsys.readouterr().out

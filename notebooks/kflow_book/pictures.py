@@ -1,7 +1,10 @@
 """The paper's image data sets as users hold them, and their Stable Diffusion latents, encoded once into shards.
 
 python -m kflow_book.pictures imagenet-latents                              in one process
-torchrun --nproc-per-node 8 -m kflow_book.pictures imagenet-latents         or each process its share of the shards
+torchrun --nproc-per-node 8 -m kflow_book.pictures imagenet-latents         or each process its share of the shards;
+srun python -m kflow_book.pictures imagenet-latents                         the same under SLURM
+
+A latent is the mean of the autoencoder's posterior; the LFM baseline draws from the posterior at every step.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 import lmdb
 import numpy as np
 import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -194,7 +198,13 @@ def encode_shards(
     Returns the shards that are not there yet, of other ranks. Raises ValueError: a shard that is there is of another
     autoencoder or of other pictures.
     """
-    facts = {"data": data.name, "count": len(data.train), "names_hash": data.hash, "autoencoder_hash": autoencoder.hash}
+    names_hash = hashlib.sha256("\n".join(data.train.names).encode()).hexdigest()
+    facts = {
+        "data": data.name,
+        "count": len(data.train),
+        "names_hash": names_hash,
+        "autoencoder_hash": autoencoder.hash,
+    }
     places = shards_of(folder, len(data.train))
     mine = list(enumerate(places))[rank::ranks]
     bar = tqdm(total=sum(min(SHARD, len(data.train) - SHARD * n) for n, _ in mine), desc=data.name, unit=" images")
@@ -205,10 +215,8 @@ def encode_shards(
                 check_card(place, facts)
             else:
                 pixels = torch.stack(list(pool.map(data.train.__getitem__, chosen)))
-                tensors = {
-                    "as_is": encode(pixels, autoencoder, 50),
-                    "mirrored": encode(pixels.flip(3), autoencoder, 50),
-                }
+                both = {"as_is": pixels, "mirrored": pixels.flip(3)}.items()
+                tensors = {key: torch.cat([encode(x, autoencoder, 64) for x in y.split(256)]) for key, y in both}
                 tensors["labels"] = data.train_labels[chosen.start : chosen.stop]
                 pixels_hash = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
                 write_folder(place, {WEIGHTS: tensors}, {**facts, "pixels_hash": pixels_hash})
@@ -291,12 +299,15 @@ def find_autoencoder(name: str = "") -> StableDiffusionAutoencoder:
 
 
 def main(arguments: list[str]) -> None:
-    """The command line; torchrun numbers its processes in the environment."""
+    """The command line; torchrun and SLURM number their processes in the environment."""
     if len(arguments) != 1 or arguments[0] not in SHARDS:
         raise SystemExit(f"usage: python -m kflow_book.pictures {{{','.join(SHARDS)}}}")
-    (name,), rank, ranks = arguments, int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    slurm = SLURMEnvironment.detect() and "RANK" not in os.environ
+    names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID") if slurm else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    rank, ranks, local = (int(os.environ.get(key, default)) for key, default in zip(names, (0, 1, 0)))
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(local)
+    (name,) = arguments
     try:
         data, folder = load_data(describe_data(name).images), shard_folder(name)
         missing = encode_shards(data, find_autoencoder(), folder, rank, ranks)
