@@ -147,7 +147,7 @@ if __name__ == "__main__":
     parser.add_argument("--json", type=FilePath)
     arguments = parser.parse_args()
     sizes, bands = ([16, 32], [1, 2]) if arguments.quick else ([16, 32, 64, 128], [1, 2, 3])
-    found = measure_scale("DiT-nano/4", sizes, bands, batch=1, steps=3, rounds=7)
+    found = measure_scale("DiT-nano/4", sizes, bands, batch=1, steps=3, rounds=6 if arguments.quick else 25)
     for kind, exponent in found["growth_seconds"].items():
         print(f"{kind}: time grows as values^{exponent:.2f}, memory as values^{found['growth_memory'][kind]:.2f}")
     for name, ratio in found["over_one_band"].items():
