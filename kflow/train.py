@@ -63,8 +63,7 @@ def train(experiment: Experiment, folder: str | Path | None = None, progress: bo
         progress: show a progress bar.
 
     Raises:
-        ValueError: the folder holds a run of another experiment, or a damaged checkpoint; processes that do not
-            divide batch_size.
+        ValueError: the folder holds another experiment's run, or a damaged checkpoint; ranks do not divide batch_size.
         FloatingPointError: the loss is not finite; the last good checkpoint stays.
     """
     folder = Path(folder or RUNS / experiment.name)
@@ -96,13 +95,8 @@ def train(experiment: Experiment, folder: str | Path | None = None, progress: bo
     model.network = fabric.setup_module(network)
     if sharded:
         shard(average.module)
-    optimizer = torch.optim.AdamW(
-        [p for p in plain.parameters() if p.requires_grad],
-        lr=experiment.learning_rate,
-        betas=experiment.betas,
-        weight_decay=experiment.weight_decay,
-        fused=True,
-    )
+    settings = {"lr": experiment.learning_rate, "betas": experiment.betas, "weight_decay": experiment.weight_decay}
+    optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], **settings, fused=True)
     step, seconds = resume(folder, experiment, plain, average, optimizer)
     optimizer = fabric.setup_optimizers(optimizer)
 
