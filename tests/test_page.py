@@ -147,6 +147,29 @@ def test_a_seed_changes_the_picture_and_comes_back_with_it(page):
     assert np.array_equal(picture(page), first)
 
 
+def test_a_band_that_is_kept_keeps_its_noise(page):
+    """New noise in every band that is not kept: the low band starts as it was, and what is drawn is another picture."""
+    ruler = load_model(CHECKPOINTS / NAME)[0].path.decomposition
+    look = "Array.from(window.kflow.frames()[0].state)"
+    before, first = (torch.tensor(page.evaluate(look)).view(1, 1, 32, 32), picture(page))
+    page.get_by_label("keep the low noise").check()
+    page.get_by_role("button", name="new noise in every band that is not kept").click()
+    finished(page)
+    after = torch.tensor(page.evaluate(look)).view(1, 1, 32, 32)
+    change = ruler.split(after - before).flatten(1).abs().amax(1)
+    assert change[0] < 1e-5 and change[1] > 0.1 and np.abs(picture(page) - first).max() > 0.1
+    page.get_by_label("keep the low noise").uncheck()
+    set_seed(page, 1, 8)
+    assert np.array_equal(picture(page), first)
+
+
+def test_the_band_that_moves_is_marked(page):
+    moving = page.locator(".kflow-bar .kflow-moving")
+    for frame, name in ((3, ["low band moves"]), (15, ["high band moves"]), (30, [])):
+        page.get_by_label("look at").fill(str(frame))
+        assert moving.all_inner_texts() == name
+
+
 def test_localised_sampling_is_the_librarys(page):
     box = page.get_by_label("localised")
     box.check()
