@@ -105,7 +105,7 @@ def redrawn_figure(model: KFlow, columns: int = 5, seed: int = 0, steps: int = 3
 
 @dataclass(frozen=True)
 class Choice:
-    """What the sliders say: ``label`` None is no class (all that a model without classes has), ``drop_class_at`` 1 never."""
+    """What the sliders say: ``label`` None is no class, as in a model without classes; ``drop_class_at`` 1 is never."""
 
     run: str
     seeds: tuple[int, ...]
