@@ -284,6 +284,29 @@ def test_where_the_model_cannot_run_the_page_says_so_and_shows_a_grid(browser, s
         assert page.locator("#kflow-steer input").count() == 0, "no control that answers nothing"
 
 
+def test_the_cluster_turns_and_moves_without_a_kernel(browser, tmp_path):
+    """Page 10's view: the slider moves the molecules, arrow keys turn them, and both are seen."""
+    from kflow_book.assembly import interactive_view
+    from kflow_book.crystals import pyxtal_crystals
+
+    crystal = pyxtal_crystals().test[0]
+    view = interactive_view(crystal, torch.stack([crystal.starts[0], crystal.final]), ["k = 0", "crystal"])
+    (tmp_path / "view.html").write_text(f'<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">{view}')
+    with opened(browser, tmp_path) as page:
+        page.goto(f"{page.address}/view.html")
+        canvas, look = page.locator("canvas"), "c => c.toDataURL()"
+        start = canvas.evaluate(look)
+        page.get_by_label("step of the way").fill("1")
+        moved = canvas.evaluate(look)
+        assert page.locator(".kflow-assembly span").inner_text() == "crystal"
+        canvas.press("ArrowLeft")
+        turned = canvas.evaluate(look)
+        canvas.press("ArrowRight")
+        assert len({start, moved, turned}) == 3 and canvas.evaluate(look) == moved
+        page.get_by_label("step of the way").fill("0")
+        assert canvas.evaluate(look) == start and not page.errors
+
+
 @pytest.mark.skipif(not BOOK.exists() and not MUST_BOOK, reason="the book is not built here: make book")
 def test_every_page_of_the_book_loads_without_network(browser):
     """No error on the console, no request to another host, every formula set, every widget drawn."""
