@@ -182,7 +182,7 @@ def draw_clusters(crystal: Crystal, panels: dict[str, Tensor]) -> Figure:
         axes.add_collection(Line3DCollection(halves, colors=kinds, linewidths=1.1, rasterized=True))
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), zlim=(-limit, limit))
         axes.set_title(title, fontsize=9, y=1.0)
-        axes.set_box_aspect((1, 1, 1), zoom=1.75)
+        axes.set_box_aspect((1, 1, 1), zoom=1.42)
         axes.set_axis_off()
     figure.subplots_adjust(0, 0, 1, 0.9, 0, 0)
     return figure
