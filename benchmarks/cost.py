@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from scipy.stats import binom
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from tqdm.auto import tqdm
 
 from kflow.data import load_data
@@ -32,6 +34,8 @@ def time_in_turn(calls: dict[str, Callable[[], object]], rounds: int = 15) -> di
         for name, call in calls.items():
             start = time.perf_counter()
             call()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             if count:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -50,14 +54,16 @@ def median_ratio(values: list[float], base: list[float]) -> tuple[float, list[fl
     return statistics.median(ratios), [ratios[out], ratios[-1 - out]]
 
 
-def measure_cost(data: str, models: list[str], samples: int, steps: int, rounds: int) -> dict[str, Any]:
+def measure_cost(
+    data: str, models: list[str], samples: int, steps: int, rounds: int, device: str = "cpu"
+) -> dict[str, Any]:
     """Seconds of sampling and of a training step, in turn, and ratios to the first; networks as initialised."""
-    calls, noise = {}, torch.randn(samples, *load_data(data).shape)
+    calls, noise = {}, torch.randn(samples, *load_data(data).shape, device=device)
     for name in models:
         experiment = named_experiment(name)
-        model = experiment.make_model()
+        model = experiment.make_model().to(device)
         calls[f"sampling_{name}"] = lambda m=model: sample(m, noise, steps=steps)
-        calls[f"training_{name}"] = training_step(experiment, model)
+        calls[f"training_{name}"] = training_step(experiment, model, device)
     seconds = time_in_turn(calls, rounds)
     values: dict[str, Any] = {"seconds": {name: sorted(times)[rounds // 2] for name, times in seconds.items()}}
     for name in calls:
@@ -67,12 +73,13 @@ def measure_cost(data: str, models: list[str], samples: int, steps: int, rounds:
     return values
 
 
-def training_step(experiment: Experiment, model: KFlow) -> Callable[[], None]:
+def training_step(experiment: Experiment, model: KFlow, device: str = "cpu") -> Callable[[], None]:
     """A step of Algorithm 1, drawing included, without clipping and moving average."""
     optimizer = torch.optim.AdamW([p for p in model.network.parameters() if p.requires_grad], fused=True)
 
     def run() -> None:
-        model.loss(*draw(experiment, load_data(experiment.data), model, 0)).mean().backward()
+        drawn = draw(experiment, load_data(experiment.data), model, 0)
+        model.loss(*tree_map_only(Tensor, lambda x: x.to(device), drawn)).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 

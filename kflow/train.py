@@ -5,6 +5,7 @@ python -m kflow.train notebooks/experiments/digits-lfm.yaml [key=value ...]
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sys
 import time
@@ -19,6 +20,7 @@ import torch
 import yaml
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
+from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_map_only
@@ -27,6 +29,7 @@ from tqdm.auto import tqdm
 from kflow.checkpoint import load_model, save_model
 from kflow.data import Images, load_data
 from kflow.experiment import Experiment, check_same, choose_compile, choose_precision
+from kflow.ranks import gather, shard, spread, whole
 from kflow.storage import RUNS, read_folder, write_folder
 from kflow.velocity import KFlow
 
@@ -60,7 +63,8 @@ def train(experiment: Experiment, folder: str | Path | None = None, progress: bo
         progress: show a progress bar.
 
     Raises:
-        ValueError: the folder holds a run of another experiment, or a damaged checkpoint.
+        ValueError: the folder holds a run of another experiment, or a damaged checkpoint; processes that do not
+            divide batch_size.
         FloatingPointError: the loss is not finite; the last good checkpoint stays.
     """
     folder = Path(folder or RUNS / experiment.name)
@@ -70,21 +74,28 @@ def train(experiment: Experiment, folder: str | Path | None = None, progress: bo
         return Run(folder, model, done, card)
 
     data = load_data(experiment.data)
-    precision = choose_precision(experiment)
+    precision, sharded = choose_precision(experiment), experiment.strategy == "fsdp"
     loggers = [CSVLogger(folder, "log", flush_logs_every_n_steps=1), TensorBoardLogger(folder, "tensorboard")]
     fabric = Fabric(
         accelerator=experiment.accelerator,
         devices=experiment.devices,
         num_nodes=experiment.num_nodes,
-        strategy=experiment.strategy,
+        strategy=ModelParallelStrategy(lambda network, _: shard(network)) if sharded else experiment.strategy,
         precision=precision,
         loggers=loggers,
     )
     fabric.launch()
+    if experiment.batch_size % fabric.world_size:
+        raise ValueError(f"batch_size is {experiment.batch_size}, allowed are multiples of {fabric.world_size} ranks")
     torch.manual_seed(experiment.seed)
     model = fabric.to_device(experiment.make_model(data))
     plain = model.network
+    empty = copy.deepcopy(plain).to("meta")  # to be filled at the end: a sharded network cannot be written as it is
     average = AveragedModel(plain, multi_avg_fn=averaging(experiment.ema_decay), use_buffers=False)
+    network = torch.compile(plain) if choose_compile(experiment) else plain
+    model.network = fabric.setup_module(network)
+    if sharded:
+        shard(average.module)
     optimizer = torch.optim.AdamW(
         [p for p in plain.parameters() if p.requires_grad],
         lr=experiment.learning_rate,
@@ -93,8 +104,7 @@ def train(experiment: Experiment, folder: str | Path | None = None, progress: bo
         fused=True,
     )
     step, seconds = resume(folder, experiment, plain, average, optimizer)
-    network = torch.compile(plain) if choose_compile(experiment) else plain
-    model.network, optimizer = fabric.setup(network, optimizer)
+    optimizer = fabric.setup_optimizers(optimizer)
 
     last = -(-experiment.images // experiment.batch_size)
     every = max(1, experiment.checkpoint_images // experiment.batch_size)
@@ -118,21 +128,23 @@ def train(experiment: Experiment, folder: str | Path | None = None, progress: bo
         optimizer.zero_grad()
         average.update_parameters(plain)
         step += 1
-        pending.append((step, drawn[2], losses, norm))
+        pending.append((step, *(gather(fabric, share).T.flatten() for share in (drawn[2], losses)), norm))
         bar.update(experiment.batch_size)
         if step % LOG_STEPS == 0 or step % every == 0 or step == last:
             values = summarise(pending, model, experiment)
             fabric.log_dict(values, step)
             bar.set_postfix(loss=f"{values['loss']:.4f}")
             pending.clear()
-        if step % every == 0 and step < last and fabric.is_global_zero:
-            write_state(folder, experiment, plain, average, optimizer, step, time.perf_counter() - started)
+        if step % every == 0 and step < last:
+            write_state(fabric, folder, experiment, plain, average, optimizer, step, time.perf_counter() - started)
     bar.close()
 
+    weights = whole(average.module.state_dict())
     if fabric.is_global_zero:
         for logger in loggers:
             logger.finalize("success")
-        model.network = average.module
+        empty.load_state_dict(weights, assign=True)
+        model.network = empty
         facts = {
             "images": last * experiment.batch_size,
             "loss": read_log(folder)["loss"].tail(50).mean(),
@@ -231,25 +243,23 @@ def summarise(
                 f"k = {float(k[worst]):.4f}, band {band}: stopped, the last checkpoint stays "
                 f"(learning_rate is {experiment.learning_rate}, try a smaller one)"
             )
-    k = torch.cat([k for _, k, _, _ in pending])
+    k = torch.cat([k for _, k, _, _ in pending]).cpu()
     losses = torch.cat([losses for _, _, losses, _ in pending]).cpu()
     bands = model.path.schedule(k)[1].argmax(1)
     values = {"images": float(pending[-1][0] * experiment.batch_size), "loss": float(losses.mean())}
     return values | {f"loss_band_{b}": float(losses[bands == b].mean()) for b in range(model.path.bands)}
 
 
-def write_state(folder: Path, experiment: Experiment, network, average, optimizer, step: int, seconds: float) -> None:
-    """Write the training state after ``step`` steps, atomically, and drop the one before the last."""
-    moments = {
-        f"{index}.{name}": value
-        for index, state in optimizer.state_dict()["state"].items()
-        for name, value in state.items()
-    }
+def write_state(fabric, folder: Path, experiment: Experiment, network, average, optimizer, step, seconds) -> None:
+    """Write the training state after ``step`` steps, atomically, and drop the one before the last; on every rank."""
+    states = optimizer.state_dict()["state"].items()
     tensors = {
-        "network.safetensors": network.state_dict(),
-        "average.safetensors": {**average.module.state_dict(), "n_averaged": average.n_averaged},
-        "optimizer.safetensors": moments,
+        "network.safetensors": whole(network.state_dict()),
+        "average.safetensors": whole({**average.module.state_dict(), "n_averaged": average.n_averaged}),
+        "optimizer.safetensors": whole({f"{i}.{name}": x for i, state in states for name, x in state.items()}),
     }
+    if not fabric.is_global_zero:
+        return
     card = {"experiment": experiment.to_dict(), "step": step, "seconds": seconds}
     write_folder(folder / "state" / f"{step:09d}", tensors, card)
     for old in sorted((folder / "state").glob("[0-9]*"))[:-2]:
@@ -263,14 +273,16 @@ def resume(folder: Path, experiment: Experiment, network, average, optimizer) ->
         return 0, 0.0
     tensors, card = read_folder(states[-1], "experiment", "step", "seconds")
     check_same(Experiment.make(**card["experiment"]), experiment, folder)
-    network.load_state_dict(tensors["network.safetensors"])
+    network.load_state_dict(spread(tensors["network.safetensors"], network.state_dict()))
     averaged = tensors["average.safetensors"]
     average.n_averaged.copy_(averaged.pop("n_averaged"))
-    average.module.load_state_dict(averaged)
+    average.module.load_state_dict(spread(averaged, average.module.state_dict()))
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors["optimizer.safetensors"].items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
+    for moments, weight in zip(state.values(), optimizer.param_groups[0]["params"]):
+        moments |= spread(moments, dict.fromkeys(("exp_avg", "exp_avg_sq"), weight))
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return card["step"], card["seconds"]
 

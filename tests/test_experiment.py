@@ -16,7 +16,7 @@ from kflow.data import load_data
 from kflow.experiment import CHOICES, HARDWARE, NOT_NEGATIVE, POSITIVE, Experiment, bf16_is_native
 from kflow.flow import HardBump, Linear, SoftBump
 
-EXPERIMENTS = sorted((Path(__file__).parents[1] / "notebooks" / "experiments").glob("*.yaml"))
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "notebooks" / "experiments").rglob("*.yaml"))
 KEYS = [field.name for field in dataclasses.fields(Experiment)]
 SHAPE = (1, 32, 32)
 

@@ -78,7 +78,17 @@ def test_training_notebook_refuses_a_wrong_parameter(parameters, message, tmp_pa
         )
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks/experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_training_notebook_stops_after_the_dry_run(tmp_path):
+    values = {"profile": "paper", "dry_run": True, "network": "DiT-nano/8", "name": f"test-{tmp_path.name}"}
+    papermill.execute_notebook(
+        ROOT / "notebooks/03_train.ipynb", tmp_path / "out.ipynb", values, cwd=tmp_path, progress_bar=False
+    )
+    cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+    printed = "".join(out.get("text", "") for cell in cells if cell.cell_type == "code" for out in cell.outputs)
+    assert "hours on" in printed and "images drawn" not in printed and not (RUNS / values["name"]).exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks/experiments").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_experiments_name_only_parameters_of_the_training_notebook(path):
     import yaml
 
@@ -96,5 +106,7 @@ def test_the_training_notebooks_defaults_are_those_of_the_library():
     (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     values: dict = {}
     exec(cell.source, values)
-    given = {key: values[key] for key in values if not key.startswith("__") and key not in ("profile", "save")}
+    given = {
+        key: values[key] for key in values if not key.startswith("__") and key not in ("profile", "dry_run", "save")
+    }
     assert Experiment.make(**given) == Experiment()

@@ -1,12 +1,14 @@
-"""What Jupyter Book's settings cannot say about this book: four short hooks for Sphinx.
+"""What Jupyter Book's settings cannot say about this book: five short hooks for Sphinx.
 
 1. Executed notebooks are kept in a cache, and the cache knows only a notebook's own cells. A notebook here calls the
    library and loads checkpoints, so the cache lives in a folder named after a digest of those files too: change one of
    them and every page is executed again; change none and a build executes nothing.
 2. `book/notebooks` is a link to `notebooks`. A link to a page's source has to name the real folder, since a hosted
    repository does not follow links inside an address.
-3. A record that is missing or stale stops the build, which says why: no page shows a number whose inputs have changed.
-4. Docstrings write shapes and sizes plainly, (batch, *shape) and |k|; reStructuredText would read both as markup.
+3. Launch buttons and source links need the repository's public address. _config.yml has one or none:
+   it turns all of them on or off.
+4. A record that is missing or stale stops the build, which says why: no page shows a number whose inputs have changed.
+5. Docstrings write shapes and sizes plainly, (batch, *shape) and |k|; reStructuredText would read both as markup.
 """
 
 import hashlib
@@ -25,7 +27,7 @@ INPUTS = (
     "notebooks/kflow_book/*.py",
     "notebooks/**/*.yaml",
     "checkpoints/**/*",
-    "figures/records/*.json",
+    "figures/records/**/*.json",
 )
 
 
@@ -48,6 +50,14 @@ def choose_cache(app, config):
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
     # The setting is one of those that make Sphinx read every page again when they change.
     config.nb_execution_cache_path = str(cache)
+
+
+def show_buttons(app, config):
+    """With the repository's address all buttons that lead there, without it none."""
+    options = config.html_theme_options
+    options["use_repository_button"] = bool(options.get("repository_url"))
+    if not options["use_repository_button"]:
+        options["launch_buttons"] = {}
 
 
 def check_records(app):
@@ -89,6 +99,7 @@ def escape_shapes(app, what, name, obj, options, lines):
 def setup(app):
     """Register the hooks: links after the theme has made its buttons, docstrings after napoleon has read them."""
     app.connect("config-inited", choose_cache)
+    app.connect("config-inited", show_buttons)
     app.connect("builder-inited", check_records)
     app.connect("html-page-context", link_to_real_folder, priority=900)
     app.connect("autodoc-process-docstring", escape_shapes, priority=900)

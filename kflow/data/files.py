@@ -23,7 +23,7 @@ from torchvision.datasets.utils import download_url
 from tqdm.auto import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
-SUFFIXES = (".jpg", ".jpeg", ".png")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Prepared file, public source, and sha256 of its content: of faces the pixels, of CIFAR-10 all names and bytes.
 PREPARED = {
     "faces": (
@@ -39,10 +39,15 @@ PREPARED = {
 }
 
 
+def data_folder() -> Path:
+    """The folder of the data sets that are not committed: KFLOW_DATA, by default ``data/``."""
+    return Path(os.environ.get("KFLOW_DATA") or ROOT / "data")
+
+
 def prepared_file(name: str) -> Path:
-    """Where a prepared data set is, in the folder KFLOW_DATA or ``data/``; a FileNotFoundError says how to get it."""
+    """Where a prepared data set is, in :func:`data_folder`; a FileNotFoundError says how to get it."""
     file, source, _ = PREPARED[name]
-    path = Path(os.environ.get("KFLOW_DATA") or ROOT / "data") / file
+    path = data_folder() / file
     if not path.exists():
         raise FileNotFoundError(
             f"there is no {file} in {path.parent}: python -m kflow.data prepare {name} gets it from {source} and "
@@ -73,8 +78,8 @@ def read_faces() -> tuple[Tensor, Tensor, list[str]]:
     return pixels[:-1000], pixels[-1000:], [str(label) for label in labels[order]]
 
 
-def image_files(path: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """The pictures of a folder or zip file (FileNotFoundError if none): sorted names and how to read each."""
+def open_files(path: str | Path) -> tuple[list[str], Callable[[str], bytes]]:
+    """Sorted names of the pictures of a folder or zip file (FileNotFoundError if none), and how to read one."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no folder or zip file {path}")
@@ -87,6 +92,12 @@ def image_files(path: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         read = archive.read
     if not names:
         raise FileNotFoundError(f"there are no pictures ({', '.join(SUFFIXES)}) in {path}")
+    return names, read
+
+
+def image_files(path: str | Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """The pictures of :func:`open_files`: names and how to read each."""
+    names, read = open_files(path)
     yield from ((name, partial(read, name)) for name in names)
 
 
@@ -137,7 +148,7 @@ def prepare(name: str, source: str | Path | None = None) -> Path:
     if name not in PREPARED:
         raise ValueError(f"data is {name!r}, allowed are {', '.join(PREPARED)}")
     file, url, _ = PREPARED[name]
-    path = Path(os.environ.get("KFLOW_DATA") or ROOT / "data") / file
+    path = data_folder() / file
     path.parent.mkdir(parents=True, exist_ok=True)
     if source is None:
         download_url(url, str(path.parent), f"{name}-source.zip")

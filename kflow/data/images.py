@@ -19,13 +19,14 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 @dataclass(frozen=True)
 class Images:
-    """A data set of 8-bit images in memory.
+    """A data set of 8-bit images.
 
     Attributes:
         name: of the data set.
-        train, test: (N, channel, height, width) uint8.
+        train, test: (N, channel, height, width) uint8, or what is indexed as such a tensor and reads from files.
         train_labels, test_labels: (N,) int64.
         classes: names of the classes.
+        source_hash: the hash, where it is not that of the images themselves.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Images:
     train_labels: Tensor
     test_labels: Tensor
     classes: tuple[str, ...]
+    source_hash: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,7 +45,9 @@ class Images:
     @property
     def hash(self) -> str:
         """sha256 of the training and test images, in hexadecimal: what records refer to."""
-        return hashlib.sha256(self.train.numpy().tobytes() + self.test.numpy().tobytes()).hexdigest()
+        return (
+            self.source_hash or hashlib.sha256(self.train.numpy().tobytes() + self.test.numpy().tobytes()).hexdigest()
+        )
 
     def to_float(self, samples: Tensor) -> Tensor:
         """Some of ``train`` or ``test`` as float32, as networks see them."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -20,16 +21,9 @@ from kflow.storage import CARD, CHECKPOINTS, RUNS, WEIGHTS, read_folder, write_f
 class Latents(Images):
     """A data set of latents: ``train`` and ``test`` are (N, channel, height, width) float16, about standard normal.
 
-    The second half of ``train`` are the latents of the mirrored images.
+    The second half of ``train`` are the latents of the mirrored images. The hash is of the images and the autoencoder's
+    weights: latents differ in the last bit from one machine to the next.
     """
-
-    source_hash: str = field(default="")
-
-    @property
-    def hash(self) -> str:
-        """sha256 of the images' hash and the autoencoder's weights: latents differ in the last bit from one machine to
-        the next."""
-        return self.source_hash
 
     def to_float(self, samples: Tensor) -> Tensor:
         """Some of ``train`` or ``test`` as float32."""
@@ -42,22 +36,42 @@ class StableDiffusionAutoencoder(nn.Module):
     Args:
         path: a folder in diffusers' format, or a name on its hub.
 
-    Raises OSError if there is none, and what diffusers raises for missing or damaged files.
+    Raises OSError if there is none or it is damaged, ValueError if weights are missing, or if it is not Stable
+    Diffusion's: f = 8, 4 channels, scale 0.18215.
     """
 
     def __init__(self, path: str | Path):
         super().__init__()
         from diffusers import AutoencoderKL
 
-        self.vae = AutoencoderKL.from_pretrained(path)
+        options = {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+        try:
+            self.vae, found = AutoencoderKL.from_pretrained(path, **options)
+        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+            raise OSError(f"KFLOW_VAE: no autoencoder in diffusers' format can be read from {path}: {error}") from None
+        if missing := found["missing_keys"]:
+            raise ValueError(f"KFLOW_VAE: {path} lacks {len(missing)} weights, such as {min(missing)}")
+        config = self.vae.config
+        got = (2 ** (len(config.block_out_channels) - 1), config.latent_channels, config.scaling_factor)
+        if got != (8, 4, 0.18215):
+            raise ValueError(f"KFLOW_VAE: f, channels and scale of {path} are {got}, allowed are (8, 4, 0.18215)")
+        self.eval().requires_grad_(False)
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the weights, in the order of their names."""
+        weights = sorted(self.vae.state_dict().items())
+        return hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for _, value in weights)).hexdigest()
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents, scaled, of images (batch, 3, height, width) in [−1, 1]: the posterior's mean."""
-        return self.vae.encode(images).latent_dist.mean * self.vae.config.scaling_factor
+        latents = self.vae.encode(images.to(self.vae.device)).latent_dist.mean * self.vae.config.scaling_factor
+        return latents.to(images.device)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images, not clipped, of scaled latents."""
-        return self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        images = self.vae.decode(latents.to(self.vae.device) / self.vae.config.scaling_factor).sample
+        return images.to(latents.device)
 
 
 def load_autoencoder(folder: str | Path) -> tuple[Autoencoder, dict[str, Any]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kflow.data.files import prepared_file
 from kflow.data.images import CIFAR10, EXPRESSIONS, Images, cifar10, digits, faces, faces32
@@ -22,32 +24,52 @@ class DataSet:
     load: Callable[[], Images]
     shape: tuple[int, ...]  # (channel, height, width)
     classes: tuple[str, ...]
-    file: str = ""  # what it is read from, in kflow.data.files; digits come with a package
-    autoencoder: str = ""  # in checkpoints/, of latents
-    images: str = ""  # the data set of their images
+    path: Callable[[], Path] | None = None  # where its files are, or a FileNotFoundError; digits come with a package
+    autoencoder: Callable[[], nn.Module] | None = None  # of latents
+    images: str = ""  # of latents: the data set of their images
+    count: int = 0  # training images, of the paper's sets
 
 
 def _latents(images: str) -> DataSet:
-    pixels, autoencoder = PIXELS[images], f"{images}-autoencoder"
-    load = cache(lambda: encode_data(pixels.load(), autoencoder))
-    return DataSet(load, (4, 16, 16), pixels.classes, pixels.file, autoencoder, images)
+    pixels, name = PIXELS[images], f"{images}-autoencoder"
+    load = cache(lambda: encode_data(pixels.load(), name))
+    autoencoder = lambda: load_autoencoder(CHECKPOINTS / name)[0]  # noqa: E731
+    return DataSet(load, (4, 16, 16), pixels.classes, pixels.path, autoencoder, images)
 
 
 PIXELS = {
     "digits": DataSet(digits, (1, 32, 32), tuple("0123456789")),
-    "faces": DataSet(faces, (1, 64, 64), EXPRESSIONS, "faces"),
-    "faces32": DataSet(faces32, (1, 32, 32), EXPRESSIONS, "faces"),
-    "cifar10": DataSet(cifar10, (3, 32, 32), CIFAR10, "cifar10"),
+    "faces": DataSet(faces, (1, 64, 64), EXPRESSIONS, partial(prepared_file, "faces")),
+    "faces32": DataSet(faces32, (1, 32, 32), EXPRESSIONS, partial(prepared_file, "faces")),
+    "cifar10": DataSet(cifar10, (3, 32, 32), CIFAR10, partial(prepared_file, "cifar10")),
 }
 
 
-def _clusters(name: str) -> DataSet:  # they serve one page of the book, which is where their loaders are
-    return DataSet(lambda: import_module("kflow_book.crystals").LOADERS[name](), (17, 6), ())
+def _book(module: str, function: str, *arguments: str) -> Callable[[], Any]:
+    # What serves one page of the book, or the paper's scale, is loaded there.
+    return lambda: getattr(import_module(f"kflow_book.{module}"), function)(*arguments)
 
 
-SETS = "crystals crystals-half crystals-quarter cod-cluster17-5k cod-cluster17-10k cod-cluster17-all"
-CLUSTERS = {name: _clusters(name) for name in SETS.split()}
-DATA = PIXELS | CLUSTERS | {f"{name}-latents": _latents(name) for name in ("faces", "cifar10")}
+def _clusters(name: str) -> DataSet:
+    return DataSet(_book("crystals", "load", name), (17, 6), (), count=COD.get(name, 0))
+
+
+def _pictures(name: str, count: int, classes: int, latents: bool) -> DataSet:
+    shape, labels = (4, 32, 32) if latents else (3, 256, 256), tuple(map(str, range(classes)))
+    load, path, autoencoder = (_book("pictures", f, name) for f in ("load", "find", "find_autoencoder"))
+    images = name.removesuffix("-latents") if latents else ""
+    return DataSet(load, shape, labels, path, autoencoder if latents else None, images, count)
+
+
+# Training samples and classes of the paper's sets: CelebA-HQ as NVAE and the LFM baseline split it, COD-Cluster17 the
+# first four fifths of 5,000, 10,000 and about 133,000.
+COD = {"cod-cluster17-5k": 4_000, "cod-cluster17-10k": 8_000, "cod-cluster17-all": 106_400}
+PAPER = {"celebahq": (27_000, 0), "church": (126_227, 0), "imagenet": (1_281_167, 1000)}
+CLUSTERS = {name: _clusters(name) for name in ("crystals", "crystals-half", "crystals-quarter", *COD)}
+LATENTS = {f"{name}-latents": _latents(name) for name in ("faces", "cifar10")}
+PICTURES = {name: _pictures(name, *known, False) for name, known in PAPER.items()}
+SHARDS = {f"{name}-latents": _pictures(f"{name}-latents", *known, True) for name, known in PAPER.items()}
+DATA = PIXELS | CLUSTERS | LATENTS | PICTURES | SHARDS
 
 
 def describe_data(name: str) -> DataSet:
@@ -72,9 +94,9 @@ def load_data(name: str) -> Images:
 
 def is_here(name: str) -> bool:
     """Whether the files of a data set are here (ValueError if there is no such data set)."""
-    file = describe_data(name).file
+    path = describe_data(name).path
     try:
-        return not file or bool(prepared_file(file))
+        return not path or bool(path())
     except FileNotFoundError:
         return False
 
@@ -87,4 +109,4 @@ def images_of(name: str) -> Images:
 def to_pixels(samples: Tensor, name: str) -> Tensor:
     """Images (N, channel, height, width), not clipped, of samples of a data set: latents are decoded."""
     autoencoder = describe_data(name).autoencoder
-    return decode(samples, load_autoencoder(CHECKPOINTS / autoencoder)[0]) if autoencoder else samples
+    return decode(samples, autoencoder()) if autoencoder else samples

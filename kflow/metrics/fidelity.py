@@ -70,9 +70,8 @@ def extract_features(
     layer = FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric("fid")
     path, cuda = str(network if ours else weights or "") or None, torch.cuda.is_available()
     extractor = create_feature_extractor(name, [layer], cuda, feature_extractor_weights_path=path, verbose=False)
-    dataset = Subset(
-        images if ours else images.expand(-1, 3, -1, -1), range(len(images))
-    )  # torch-fidelity's are in colour
+    coloured = images if ours or images.shape[1] == 3 else images.expand(-1, 3, -1, -1)  # as torch-fidelity's need them
+    dataset = Subset(coloured, range(len(images)))
     found = get_featuresdict_from_dataset(dataset, extractor, batch_size, cuda, save_cpu_ram=True, verbose=progress)
     return found[layer].double()
 

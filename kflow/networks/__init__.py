@@ -7,7 +7,7 @@ from kflow.networks.unet import UNETS, UNet
 
 
 def make_network(name, shape, bands=1, classes=0, out_channels=None):
-    """A network by name: ``DiT-SIZE/PATCH`` (:func:`make_dit`), ``ADM`` or ``ADM-micro`` (:class:`UNet`)."""
+    """A network by name: ``DiT-SIZE/PATCH`` (:func:`make_dit`), or one of UNETS (:class:`UNet`)."""
     if name in UNETS:
         return UNet(shape, *UNETS[name], bands, classes, out_channels)
     return make_dit(name, shape, bands, classes, out_channels)

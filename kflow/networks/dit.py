@@ -173,19 +173,29 @@ class DiT(nn.Module):
         return torch.einsum("nhwpqc->nchpwq", x).reshape(len(x), self.out_channels, *state.shape[2:])
 
 
+class LatentFlowDiT(DiT):
+    """The DiT of the LFM baseline's release: its time, not scaled, and its output run from data to noise."""
+
+    def forward(self, state: Tensor, k: Tensor, weights: Tensor, labels: Tensor | None = None) -> Tensor:
+        """As :class:`DiT`, which embeds 1000 k."""
+        return -super().forward(state, (1 - k) / 1000, weights, labels)
+
+
 def make_dit(name: str, shape: Sequence[int], bands: int = 1, classes: int = 0, out_channels: int | None = None) -> DiT:
-    """A DiT by name, such as ``DiT-L/2``: size nano, micro, mini (ours), S, B, L or XL, patch size 2, 4 or 8.
+    """A DiT by name, such as ``DiT-L/2``: size nano, micro, mini (ours), S, B, L or XL, patch size 2, 4 or 8; with
+    ``LFM-`` in front a :class:`LatentFlowDiT`.
 
     Raises ValueError: another name.
     """
-    size, _, patch = name.removeprefix("DiT-").partition("/")
-    if not name.startswith("DiT-") or size not in SIZES or patch not in map(str, PATCHES):
+    size, _, patch = name.removeprefix("LFM-").removeprefix("DiT-").partition("/")
+    if not name.startswith(("DiT-", "LFM-DiT-")) or size not in SIZES or patch not in map(str, PATCHES):
         raise ValueError(
             f"network is {name!r}, allowed are DiT-SIZE/PATCH with SIZE in {', '.join(SIZES)} and "
-            f"PATCH in {', '.join(map(str, PATCHES))}, ADM and ADM-micro"
+            f"PATCH in {', '.join(map(str, PATCHES))}, ADM, ADM-church and ADM-micro"
         )
     width, depth, heads = SIZES[size]
-    return DiT(shape, int(patch), width, depth, heads, bands, classes, out_channels)
+    kind = LatentFlowDiT if name.startswith("LFM-") else DiT
+    return kind(shape, int(patch), width, depth, heads, bands, classes, out_channels)
 
 
 def load_published(network: DiT, weights: dict[str, Tensor]) -> None:

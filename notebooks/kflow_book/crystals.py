@@ -263,3 +263,8 @@ LOADERS = {
     "cod-cluster17-10k": lambda: cod_cluster17(10000),
     "cod-cluster17-all": cod_cluster17,
 }
+
+
+def load(name: str) -> Crystals:
+    """One of LOADERS by name: what :func:`kflow.data.load_data` calls."""
+    return LOADERS[name]()

@@ -3,6 +3,8 @@
 python -m kflow_book.measure                         all of them (``make measure``)
 python -m kflow_book.measure --check                 only says which they are; exit status 1 if any
 python -m kflow_book.measure conditional runs/mine   one measurement of one run of yours: a row for the table
+
+The paper's own measurements are in notebooks/measurements-paper.yaml; see :mod:`kflow_book.at_scale`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 import yaml
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -34,16 +37,21 @@ from kflow.storage import CARD, CHECKPOINTS, ROOT, RUNS, read_card
 from kflow.velocity import KFlow
 
 BATCH = 50  # samples at a time: the fastest on a CPU, where they stay in its cache
+BOOK, PAPER = "measurements.yaml", "measurements-paper.yaml"  # what the book wants, and what paper-scale runs may have
 COMPILED = 1000  # samples that repay compiling the network
 Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model with its origin; its noise is that of its seed, so runs of one seed start from the same."""
+    """A trained model with its origin; its noise is that of its seed, so runs of one seed start from the same.
+
+    The noise is drawn on the CPU, and is the same on every ``device``, that of the model.
+    """
 
     model: KFlow
     experiment: Experiment
+    device: torch.device = torch.device("cpu")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,11 +70,11 @@ class Trained:
     def noise(self, samples: int) -> Tensor:
         """(samples, *shape)."""
         source = torch.Generator().manual_seed(self.experiment.seed)
-        return torch.randn(samples, *self.shape, generator=source)
+        return torch.randn(samples, *self.shape, generator=source).to(self.device)
 
     def labels(self, samples: int) -> Tensor:
         """Every class in turn, (samples,)."""
-        return torch.arange(samples) % self.classes
+        return torch.arange(samples, device=self.device) % self.classes
 
     def generate(
         self,
@@ -84,7 +92,8 @@ class Trained:
         if len(noise) >= COMPILED and choose_compile(self.experiment):
             torch._dynamo.reset()  # or what was measured before decides what is compiled
             network = torch.compile(network, dynamic=False)
-        network = Fabric(accelerator="cpu", precision=choose_precision(self.experiment)).setup_module(network)
+        place = {"accelerator": self.device.type, "devices": 1 if self.device.index is None else [self.device.index]}
+        network = Fabric(**place, precision=choose_precision(self.experiment)).setup_module(network)
         model = KFlow(network, self.model.path, self.model.output, self.model.loss_bands)
         model, parts = Steered(model, localised).eval(), []
         for i in tqdm(range(0, len(noise), BATCH), desc=f"{self.experiment.name}: {what}"):
@@ -94,10 +103,19 @@ class Trained:
         return torch.cat(parts, 1 if options.get("trajectory") else 0)
 
 
-def load_measurements() -> dict[str, Values]:
-    """notebooks/measurements.yaml: by name, the settings, ``measure`` and ``runs`` among them."""
-    found = yaml.safe_load((ROOT / "notebooks" / "measurements.yaml").read_text())
+def load_measurements(*files: str) -> dict[str, Values]:
+    """notebooks/measurements.yaml, or other files: by name, the settings, ``measure`` and ``runs`` among them."""
+    found: dict[str, Values] = {}
+    for file in files or (BOOK,):
+        found |= yaml.safe_load((ROOT / "notebooks" / file).read_text())
     return {name: found[name] for name in found if name != "units"}
+
+
+def experiment_file(base: str) -> Path:
+    """The YAML file of an experiment, the book's own or one of the paper's."""
+    folder = ROOT / "notebooks" / "experiments"
+    paper = folder / "paper" / f"{base}.yaml"
+    return paper if paper.exists() else folder / f"{base}.yaml"
 
 
 def named_experiment(name: str) -> Experiment:
@@ -107,7 +125,7 @@ def named_experiment(name: str) -> Experiment:
     """
     base, _, seed = name.partition("-seed")
     changes = {"seed": int(seed), "name": name} if seed else {}
-    return Experiment.load(ROOT / "notebooks" / "experiments" / f"{base}.yaml", **changes)
+    return Experiment.load(experiment_file(base), **changes)
 
 
 def run_folder(name: str | Path) -> Path:
@@ -119,15 +137,18 @@ def run_folder(name: str | Path) -> Path:
         if (folder / CARD).exists():
             return folder
     base, _, seed = str(name).partition("-seed")
-    command = f"python -m kflow.train notebooks/experiments/{base}.yaml" + (f" seed={seed} name={name}" if seed else "")
+    command = f"python -m kflow.train {experiment_file(base).relative_to(ROOT)}"
+    command += f" seed={seed} name={name}" if seed else ""
     raise FileNotFoundError(f"there is no run {name}: train it with {command}")
 
 
 def wanted_settings(name: str) -> Values:
     """A measurement's settings as its records hold them, with the hashes of the networks and experiments they name."""
-    settings = {key: value for key, value in load_measurements()[name].items() if key not in ("runs", "seeds")}
+    found = load_measurements(BOOK, PAPER)[name]
+    settings = {key: value for key, value in found.items() if key not in ("runs", "seeds")}
     for key in sorted({"features", "judge"} & settings.keys()):
-        settings[f"{key}_hash"] = weights_hash(read_card(CHECKPOINTS / settings[key]))
+        with suppress(FileNotFoundError):  # one of torch-fidelity's networks
+            settings[f"{key}_hash"] = weights_hash(read_card(CHECKPOINTS / settings[key]))
     if "models" in settings:
         settings["models_hash"] = [named_experiment(model).hash for model in settings["models"]]
     return settings
@@ -143,13 +164,13 @@ def measure(name: str, run: str | Path | None = None, **changes: Any) -> Record:
     """Compute one record.
 
     Args:
-        name: of the measurement, in notebooks/measurements.yaml.
+        name: of the measurement, in notebooks/measurements.yaml or notebooks/measurements-paper.yaml.
         run: name of a run, or its folder; None for a measurement of real data alone.
         changes: other settings than in the file.
 
     Raises ValueError if there is no such measurement, or it lacks a run or needs none; FileNotFoundError without run.
     """
-    found = load_measurements()
+    found = load_measurements(BOOK, PAPER)
     if name not in found or ("runs" in found[name]) != (run is not None):
         allowed = ", ".join(key + (" RUN" if "runs" in value else "") for key, value in found.items())
         raise ValueError(f"measurement is {name} {run or ''}, allowed are {allowed}")
@@ -157,7 +178,7 @@ def measure(name: str, run: str | Path | None = None, **changes: Any) -> Record:
     arguments = {key: value for key, value in settings.items() if key != "measure" and not key.endswith("_hash")}
     torch.manual_seed(0)
     if run is None:
-        data, title, seed, first = settings["data"], name, 0, ()
+        data, title, seed, first = settings.get("data", ""), name, 0, ()
     else:
         model, experiment, card = load_model(run_folder(run))
         data, title, seed = experiment.data, f"{experiment.name}-{name}", experiment.seed
@@ -172,8 +193,8 @@ def measure(name: str, run: str | Path | None = None, **changes: Any) -> Record:
     values = found[function if file else f"measure_{function}"](*first, **arguments)
     patterns = yaml.safe_load((ROOT / "notebooks" / "measurements.yaml").read_text())["units"]
     units = {key: next(unit for pattern, unit in patterns.items() if fnmatch(key, pattern)) for key in values}
-    samples, seconds = settings.get("samples", len(load_data(data).train)), time.perf_counter() - started
-    hashes = {"data_hash": load_data(data).hash, **origin}
+    samples = settings.get("samples", settings.get("batch", 0)) or len(load_data(data).train)
+    hashes, seconds = {"data_hash": load_data(data).hash if data else "", **origin}, time.perf_counter() - started
     return Record(
         title, values, units, samples, [seed], data, **hashes, seconds=seconds, settings=settings, machine=machine
     )
@@ -198,7 +219,7 @@ def find_fault(name: str, run: str | None, folder: str | Path = RECORDS) -> str 
     record = Record.read(path)
     now: Values = {"settings": wanted_settings(name)}
     with suppress(FileNotFoundError):  # the data need not be here
-        now["data_hash"] = load_data(record.data).hash
+        now["data_hash"] = load_data(record.data).hash if record.data else ""
     if run:
         now["experiment_hash"] = named_experiment(run).hash
         with suppress(FileNotFoundError):  # nor the weights of seeds 1 and 2
@@ -217,7 +238,9 @@ def main(arguments: list[str]) -> None:
     """The command line."""
     try:
         if arguments and arguments != ["--check"]:
-            print(measure(*arguments[:2]).write(RECORDS))
+            record = measure(*arguments[:2])
+            if rank_zero_only.rank == 0:
+                print(record.write(RECORDS / "paper" if arguments[0] in load_measurements(PAPER) else RECORDS))
             return
         faults = find_faults()
         for title, (name, run, fault) in faults.items():

@@ -8,14 +8,15 @@ from kflow.networks import UNet, make_network
 SHAPE = (4, 16, 16)
 
 
-def test_adm_has_the_size_of_the_lfm_baseline():
-    # Counted on the baseline's own network for CelebA-HQ 256; ours adds only the embedding of one band weight.
+@pytest.mark.parametrize(("name", "parameters"), [("ADM", 153_099_524), ("ADM-church", 356_065_028)])
+def test_adm_has_the_size_of_the_lfm_baseline(name, parameters):
+    # Counted on the baseline's own networks for CelebA-HQ and LSUN Church; ours adds the embedding of one band weight.
     with torch.device("meta"):
-        network = make_network("ADM", (4, 32, 32))
+        network = make_network(name, (4, 32, 32))
         state, k = torch.empty(2, 4, 32, 32), torch.empty(2)
         output = network(state, k, torch.empty(2, 1))
-    assert sum(p.numel() for p in network.unet.parameters()) == 153_099_524
-    assert sum(p.numel() for p in network.parameters()) == 153_099_524 + 4 * 256
+    assert sum(p.numel() for p in network.unet.parameters()) == parameters
+    assert sum(p.numel() for p in network.parameters()) == parameters + 4 * 256
     assert output.shape == state.shape
 
 

@@ -1,0 +1,90 @@
+"""The LFM baseline's released DiTs (github.com/VinAIResearch/LFM) as runs of ours, sampled and measured like them.
+
+python -m kflow_book.published model_475.pth notebooks/experiments/paper/celebahq-lfm.yaml
+python -m kflow_book.published model_875.pth notebooks/experiments/paper/imagenet-lfm.yaml network=DiT-B/2
+
+The first file is one of the release's, whose page links them; the YAML file says data and classes. The run is
+``runs/lfm-released-DATA``, or what ``name=NAME`` gives.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from kflow.checkpoint import save_model
+from kflow.experiment import Experiment
+from kflow.networks import DiT, load_published
+from kflow.storage import RUNS, file_hash
+
+
+def load_release(network: DiT, weights: dict[str, Tensor]) -> None:
+    """Load the release's weights into a :class:`~kflow.networks.dit.LatentFlowDiT` of the same size.
+
+    The release saves a network as its launcher wrapped it, so names may begin with ``module.``. Its unconditional
+    networks have a table of one class, whose row is added to every condition: here to the time embedding's bias.
+
+    Args:
+        network: of the released size; with classes, of as many.
+        weights: the released ``state_dict``.
+
+    Raises ValueError: names or shapes that do not fit, which it lists.
+    """
+    weights = {name.removeprefix("module."): value.float() for name, value in weights.items()}
+    table, bias = "y_embedder.embedding_table.weight", "t_embedder.mlp.2.bias"
+    if not network.classes and table in weights and bias in weights:
+        rows = weights.pop(table)
+        if len(rows) != 1:
+            raise ValueError(f"the weights have {len(rows)} classes, an unconditional network has one")
+        weights[bias] = weights[bias] + rows[0]
+    load_published(network, weights)
+
+
+def convert(file: str | Path, path: str | Path, folder: str | Path | None = None, **changes: Any) -> Path:
+    """Write a released checkpoint as a finished run, and return its folder.
+
+    Args:
+        file: the released ``.pth`` file, read without unpickling anything but tensors.
+        path: the YAML file of the experiment that has its data and network; ``changes`` are of its keys.
+        folder: of the run; by default ``runs/NAME``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileExistsError: there is such a run; nothing is overwritten.
+        ValueError: the file holds no weights, or weights that do not fit.
+    """
+    given = Experiment.load(path, **changes)
+    lfm = {"network": f"LFM-{given.network}", "decomposition": "identity", "bands": 1, "schedule": "linear"}
+    name = changes.get("name", f"lfm-released-{given.data.removesuffix('-latents')}")
+    experiment = Experiment.load(path, **changes | lfm | {"name": name})
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        weights = weights.get("model_dict", weights)  # a file to go on from holds more
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+        raise ValueError(f"{file} holds no weights: {str(error).splitlines()[0]}") from None
+    model = experiment.make_model()
+    load_release(model.network, weights)
+    place = Path(folder or RUNS / name) / "model"
+    save_model(model, experiment, place, source=Path(file).name, source_hash=file_hash(file))
+    return place.parent
+
+
+def main(arguments: list[str]) -> None:
+    """The command line."""
+    if len(arguments) < 2 or not all("=" in argument for argument in arguments[2:]):
+        raise SystemExit("usage: python -m kflow_book.published RELEASED.pth EXPERIMENT.yaml [key=value ...]")
+    try:
+        changes = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in arguments[2:])}
+        print(convert(*arguments[:2], changes.pop("folder", None), **changes))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
