@@ -203,8 +203,7 @@ def band_intervals(bands: int, intervals: Sequence[float] | None, order: str) ->
 def check_k(k: Tensor) -> Tensor:
     """k itself, if all of it lies in [0, 1].
 
-    Raises ValueError: naming the first value that does not. On a GPU it is checked there, and the error is CUDA's own,
-    raised at the next synchronisation: three times a step nobody waits for an answer.
+    Raises ValueError: naming the first value that does not. On a GPU nobody waits for the answer: the error is CUDA's.
     """
     outside = ~((k >= 0) & (k <= 1))
     if k.is_cuda:
