@@ -76,7 +76,7 @@ def sample(
     solver: str = "euler",
     ask: str = "start",
     guidance_scale: float = 1.0,
-    drop_class_at: float | None = None,
+    drop_class_at: float | str | None = None,
     labels_after: Tensor | None = None,
     start: float = 0.0,
     end: float = 1.0,
@@ -96,7 +96,7 @@ def sample(
         ask: where in a step ``euler`` and ``increment`` ask the network, with the state at the step's start:
             at its ``start``, as in the paper, or at the ``middle`` of its k-interval.
         guidance_scale: ω of Algorithm 3.
-        drop_class_at: τ of Algorithm 3: from there on the class is dropped. None: never. It joins the grid.
+        drop_class_at: τ of Algorithm 3, a k or ``join`` (the first), where the class is dropped. It joins the grid.
         labels_after: (batch,) classes from τ on, instead of none.
         start, end: k from which to which: a part of the way, with ``noise`` the state at its start.
         tolerance: relative and absolute tolerance of adaptive solvers.
@@ -109,8 +109,9 @@ def sample(
         raise ValueError(f"solver is {solver!r}, allowed are {', '.join(FIXED + ADAPTIVE)}")
     if ask not in ("start", "middle"):
         raise ValueError(f"ask is {ask!r}, allowed are start, middle")
-    if drop_class_at is not None and not 0 <= drop_class_at <= 1:
-        raise ValueError(f"drop_class_at is {drop_class_at}, allowed are values of k from 0 to 1")
+    drop_class_at = min(model.path.schedule.joins, default="join") if drop_class_at == "join" else drop_class_at
+    if isinstance(drop_class_at, str) or not 0 <= (drop_class_at or 0) <= 1:
+        raise ValueError(f"drop_class_at is {drop_class_at}, allowed are values of k from 0 to 1, and join if bands do")
     if noise.shape[1:] != model.path.decomposition.shape:
         allowed = ", ".join(map(str, ("batch", *model.path.decomposition.shape)))
         raise ValueError(f"noise has shape {tuple(noise.shape)}, allowed is ({allowed})")

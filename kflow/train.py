@@ -63,7 +63,7 @@ def train(experiment: Experiment, folder: str | Path | None = None, progress: bo
         progress: show a progress bar.
 
     Raises:
-        ValueError: the folder holds another experiment's run, or a damaged checkpoint; ranks do not divide batch_size.
+        ValueError: the folder holds another experiment's run or a damaged checkpoint; ranks do not divide batch_size.
         FloatingPointError: the loss is not finite; the last good checkpoint stays.
     """
     folder = Path(folder or RUNS / experiment.name)

@@ -8,10 +8,11 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 
+from kflow.assemble import molecule_volume, rotation_matrix
 from kflow.data import load_data
 from kflow.experiment import Experiment
 from kflow.train import draw
-from kflow_book.assembly import judge
+from kflow_book.assembly import density, judge, overlap, pose_errors, rescale
 from kflow_book.crystals import collect, cut_cluster, find_molecules, loosen, pyxtal_crystals, read_cod_cluster17, split
 
 
@@ -94,16 +95,17 @@ def test_a_batch_is_padded_with_zeros():
 
 @pytest.fixture
 def cod(tmp_path):
-    """Ten clusters of carbon monoxide; one that is broken, and one whose files differ."""
+    """Ten clusters of carbon monoxide; one each is broken, has files that differ, has deuterium, has no start."""
     for part in ("FinalPositions", "InitialPositions"):
         (tmp_path / "raw" / part).mkdir(parents=True)
-    for number in range(12):
+    for number in range(14):
         for part, name in (("FinalPositions", "_cluster16"), ("InitialPositions", "_cluster16_noised")):
             rows = ["mol_index,atom_type,x,y,z"]
             for m in range(16 if number == 10 else 17):
-                second = "S" if number == 11 and part == "InitialPositions" else "O"
+                second = {11: "S" if part == "InitialPositions" else "O", 12: "D"}.get(number, "O")
                 rows += [f"{m},C,{m}.0,{number}.5,-1.0", f"{m},{second},{m}.0,{number}.5,0.1"]
             (tmp_path / "raw" / part / f"20{number:02d}{name}.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "raw" / "InitialPositions" / "2013_cluster16_noised.csv").unlink()
     (tmp_path / "processed_5000").mkdir()
     (tmp_path / "processed_5000" / "valid_idx.txt").write_text("2001\n2000\n2010\n")
     return tmp_path
@@ -111,8 +113,10 @@ def cod(tmp_path):
 
 def test_cod_cluster17_is_read_as_it_is_released(cod):
     data = read_cod_cluster17(cod)
-    assert (len(data.train), len(data.test), sorted(data.left_out)) == (8, 1, ["2010", "2011"])
+    assert (len(data.train), len(data.test), sorted(data.left_out)) == (8, 1, ["2010", "2011", "2012", "2013"])
     assert "17 of one size" in data.left_out["2010"] and "differ" in data.left_out["2011"]
+    assert "it has the elements D," in data.left_out["2012"]
+    assert data.left_out["2013"] == "there is no 2013_cluster16_noised.csv"
     crystal = data.train[0]
     assert crystal.numbers.tolist() == [[6, 8]] * 17 and crystal.starts.shape == (1, 17, 2, 3)
     torch.testing.assert_close(crystal.final[5, 1] - crystal.final[3, 0], torch.tensor([2.0, 0.0, 1.1]))
@@ -145,3 +149,42 @@ def test_a_cluster_that_flies_apart_is_counted_and_in_no_mean():
     assert values["diverged"] == (1 + len(found[1])) / sum(map(len, found))
     assert values["pm_atom"] == pytest.approx(0, abs=1e-4) and values["rotation_error"] == pytest.approx(0, abs=0.1)
     assert list(values["pm_atom_by_crystal"]) == [crystals[0].code]
+
+
+def test_errors_of_pose_are_those_that_were_made():
+    """Every molecule turned by 20°, and one centre moved by 1 Å; turning and shifting the whole cluster is no error."""
+    real = load_data("crystals").test[0].final.double()
+    centres = real.mean(1, keepdim=True)
+    turn = rotation_matrix(torch.tensor([0.0, math.radians(20), 0.0], dtype=torch.float64))
+    whole = rotation_matrix(torch.tensor([0.4, -1.0, 0.3], dtype=torch.float64))
+    found = (centres + (real - centres) @ turn.mT) @ whole.mT + 7
+    angle, distance = pose_errors(found, real)
+    assert float(angle) == pytest.approx(20, abs=1e-3) and float(distance) == pytest.approx(0, abs=1e-4)
+    moved = real.clone()
+    moved[3] += torch.tensor([1.0, 0.0, 0.0])
+    # less than 1/√17: the clusters are laid on each other first, which takes a part of the shift
+    assert 0.8 / 17**0.5 < float(pose_errors(moved, real)[1]) < 1 / 17**0.5
+
+
+def test_a_rescaled_start_has_the_density_asked_for_and_whole_molecules():
+    crystal = load_data("crystals").test[0]
+    # By hand: the volume of the molecules over that of the ball of the centres' root mean square radius.
+    centres = crystal.final.mean(1) - crystal.final.mean((0, 1))
+    ball = 4 / 3 * math.pi * float(centres.square().sum(1).mean().sqrt()) ** 3
+    assert float(density(2 * crystal.final, crystal.numbers)) == pytest.approx(
+        float(density(crystal.final, crystal.numbers)) / 8, rel=1e-4
+    )
+    assert float(density(crystal.final, crystal.numbers)) * ball == pytest.approx(
+        float(molecule_volume(crystal.numbers).sum()), rel=1e-4
+    )
+    found = rescale(crystal, 0.5)
+    torch.testing.assert_close(density(found, crystal.numbers), torch.full((len(found),), 0.5), rtol=1e-4, atol=0)
+    inside = [torch.cdist(x, x) for x in (found, crystal.starts)]
+    torch.testing.assert_close(inside[0], inside[1], atol=1e-3, rtol=0)
+
+
+def test_overlap_counts_atoms_near_another_molecule_alone():
+    clusters = torch.arange(17.0)[:, None, None] * torch.tensor([10.0, 0, 0]) + torch.tensor([[0.0, 0, 0], [1.0, 0, 0]])
+    assert float(overlap(clusters)) == 0, "atoms of one molecule may be near"
+    clusters[1] = clusters[0] + torch.tensor([0.0, 1.4, 0.0])
+    assert float(overlap(clusters)) == pytest.approx(4 / 34)

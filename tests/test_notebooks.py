@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from kflow.storage import RUNS
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = ("smoke", "companion", "paper")
+# Their figures have no alternative text yet: these three were being rewritten while the others got theirs.
+AWAIT_ALTERNATIVE_TEXT = {"03_train", "09_restoration", "10_assembly"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -37,6 +40,28 @@ def test_is_committed_without_outputs_and_documents_its_parameters(path):
     assert any(line.startswith("profile = ") for line in lines)
     assert all(profile in parameters.source for profile in PROFILES)
     assert lines[0].startswith("#")
+
+
+def shows_figure(code: ast.AST, functions: set[str]) -> bool:
+    """Whether code calls ``figures.show``, ``display`` of something called figure, or one of these functions."""
+    calls = [node for node in ast.walk(code) if isinstance(node, ast.Call)]
+    displayed = [ast.unparse(x) for call in calls if ast.unparse(call.func) == "display" for x in call.args]
+    called = {ast.unparse(call.func) for call in calls}
+    return bool(called & {"figures.show", *functions}) or any(x.startswith("fig") for x in displayed)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in NOTEBOOKS if path.stem not in AWAIT_ALTERNATIVE_TEXT], ids=lambda path: path.stem
+)
+def test_every_figure_has_alternative_text(path):
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    parsed = [ast.parse(cell.source) for cell in cells]
+    functions = [node for code in parsed for node in ast.walk(code) if isinstance(node, ast.FunctionDef)]
+    showing = {function.name for function in functions if shows_figure(function, set())}
+    for cell, code in zip(cells, parsed):
+        if shows_figure(code, showing):
+            alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+            assert alt.strip(), f"a figure without alternative text in the cell\n{cell.source}"
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,29 @@ def test_a_seed_changes_the_picture_and_comes_back_with_it(page):
     assert np.array_equal(picture(page), first)
 
 
+def test_a_band_that_is_kept_keeps_its_noise(page):
+    """New noise in every band that is not kept: the low band starts as it was, and what is drawn is another picture."""
+    ruler = load_model(CHECKPOINTS / NAME)[0].path.decomposition
+    look = "Array.from(window.kflow.frames()[0].state)"
+    before, first = (torch.tensor(page.evaluate(look)).view(1, 1, 32, 32), picture(page))
+    page.get_by_label("keep the low noise").check()
+    page.get_by_role("button", name="new noise in every band that is not kept").click()
+    finished(page)
+    after = torch.tensor(page.evaluate(look)).view(1, 1, 32, 32)
+    change = ruler.split(after - before).flatten(1).abs().amax(1)
+    assert change[0] < 1e-5 and change[1] > 0.1 and np.abs(picture(page) - first).max() > 0.1
+    page.get_by_label("keep the low noise").uncheck()
+    set_seed(page, 1, 8)
+    assert np.array_equal(picture(page), first)
+
+
+def test_the_band_that_moves_is_marked(page):
+    moving = page.locator(".kflow-bar .kflow-moving")
+    for frame, name in ((3, ["low band moves"]), (15, ["high band moves"]), (30, [])):
+        page.get_by_label("look at").fill(str(frame))
+        assert moving.all_inner_texts() == name
+
+
 def test_localised_sampling_is_the_librarys(page):
     box = page.get_by_label("localised")
     box.check()
@@ -259,6 +282,29 @@ def test_where_the_model_cannot_run_the_page_says_so_and_shows_a_grid(browser, s
         grid.evaluate("image => image.decode()")
         assert grid.evaluate("image => image.naturalWidth") > 300 and "each row" in grid.get_attribute("alt")
         assert page.locator("#kflow-steer input").count() == 0, "no control that answers nothing"
+
+
+def test_the_cluster_turns_and_moves_without_a_kernel(browser, tmp_path):
+    """Page 10's view: the slider moves the molecules, arrow keys turn them, and both are seen."""
+    from kflow_book.assembly import interactive_view
+    from kflow_book.crystals import pyxtal_crystals
+
+    crystal = pyxtal_crystals().test[0]
+    view = interactive_view(crystal, torch.stack([crystal.starts[0], crystal.final]), ["k = 0", "crystal"])
+    (tmp_path / "view.html").write_text(f'<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">{view}')
+    with opened(browser, tmp_path) as page:
+        page.goto(f"{page.address}/view.html")
+        canvas, look = page.locator("canvas"), "c => c.toDataURL()"
+        start = canvas.evaluate(look)
+        page.get_by_label("step of the way").fill("1")
+        moved = canvas.evaluate(look)
+        assert page.locator(".kflow-assembly span").inner_text() == "crystal"
+        canvas.press("ArrowLeft")
+        turned = canvas.evaluate(look)
+        canvas.press("ArrowRight")
+        assert len({start, moved, turned}) == 3 and canvas.evaluate(look) == moved
+        page.get_by_label("step of the way").fill("0")
+        assert canvas.evaluate(look) == start and not page.errors
 
 
 @pytest.mark.skipif(not BOOK.exists() and not MUST_BOOK, reason="the book is not built here: make book")

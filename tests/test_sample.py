@@ -323,6 +323,20 @@ def test_tau_joins_the_grid_and_counts_as_an_interval():
         sample(model, noise(), steps=2, drop_class_at=0.3)
 
 
+def test_tau_can_be_the_join_by_name():
+    labels, later = torch.tensor([0, 1, 2]), torch.tensor([3, 3, 3])
+    for tau in ("join", 0.5):
+        network = Recorder(by_label)
+        sample(flow(network), noise(), labels, labels_after=later, drop_class_at=tau, steps=4)
+        assert [(float(k[0]), given.tolist()) for k, given, _ in network.calls] == [
+            *((k, [0, 1, 2]) for k in (0.0, 0.25)),
+            *((k, [3, 3, 3]) for k in (0.5, 0.75)),
+        ]
+    one_band = KFlow(Recorder(), Path(Identity(SHAPE), Linear(1)))
+    with pytest.raises(ValueError, match="drop_class_at is join"):
+        sample(one_band, noise(), labels, drop_class_at="join")
+
+
 # --- what comes back
 
 
@@ -371,6 +385,7 @@ def test_soft_bumps_have_joins_too():
         ({"ask": "end"}, "ask is 'end', allowed are start, middle"),
         ({"drop_class_at": 1.5}, "drop_class_at is 1.5, allowed are values of k from 0 to 1"),
         ({"drop_class_at": math.nan}, "drop_class_at is nan"),
+        ({"drop_class_at": "jion"}, "drop_class_at is jion, allowed are values of k from 0 to 1, and join"),
         ({"labels": torch.tensor([0, 1, 5])}, "a label is 5, allowed are 0 to 3, and 4 for no class"),
         ({"labels": torch.tensor([0, -1, 2])}, "a label is -1, allowed are 0 to 3"),
         ({"labels": torch.tensor([0, 1])}, r"labels have shape \(2,\), allowed is \(3,\)"),

@@ -112,7 +112,8 @@ def wait_for(condition):
 
 @pytest.fixture(scope="module")
 def sliders():
-    return Sliders({"db6": "digits-db6", "displacement": "digits-db6-displacement"}, steps=6)
+    runs = {"db6": "digits-db6", "displacement": "digits-db6-displacement", "faces": "faces32-db6"}
+    return Sliders(runs, steps=6)
 
 
 def finished(sliders):
@@ -159,7 +160,23 @@ def test_only_a_model_that_has_a_preview_shows_one(sliders):
     finished(sliders)
 
 
+def test_a_model_without_classes_shows_nothing_that_speaks_of_them(sliders):
+    of_classes = (sliders.label, sliders.guidance, sliders.drop)
+    assert all(control.layout.display == "" for control in of_classes)
+    sliders.run.value = "faces32-db6"
+    finished(sliders)
+    assert sliders.choice.label is None and all(control.layout.display == "none" for control in of_classes)
+    model = load_model(CHECKPOINTS / "faces32-db6")[0]
+    noise = compose_noise(model.path.decomposition, [draw_noise(seed.value, (1, 32, 32)) for seed in sliders.seeds])
+    expected = to_uint8(sample(model, noise, steps=6).data)[0, 0].numpy()
+    assert np.abs(shown(sliders.state)[::8, ::8].astype(int) - expected).max() <= 1
+    sliders.run.value = "digits-db6"
+    finished(sliders)
+    assert sliders.choice.label == 3
+
+
 def test_the_address_of_the_same_picture():
     assert "model=digits-db6&seeds=7%2C8&label=3&guidance=1.5&tau=1.0&steps=6&localised=0" in page_address(CHOICE)
     assert page_address(Choice(**{**vars(CHOICE), "run": "digits-pca"})) == ""
     assert page_address(Choice(**{**vars(CHOICE), "label": None})) == ""
+    assert "model=faces32-db6&" in page_address(Choice(**{**vars(CHOICE), "run": "faces32-db6", "label": None}))

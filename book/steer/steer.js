@@ -10,6 +10,7 @@ let worker = null;
 let gpu = false; // whether the network runs on the graphics card
 let frames = [];
 let request = 0;
+let began = 0; // when the newest request was sent, in ms
 let shown = null; // index of the frame under the scrubber; null: the newest
 
 function fromAddress() {
@@ -84,9 +85,11 @@ function bandControls() {
       state.frozen[band] = frozen.checked;
       input.disabled = dice.disabled = frozen.checked;
     });
-    const line = labelled(`${name} noise`, input);
+    input.ariaLabel = `seed of the ${name} noise`;
+    frozen.ariaLabel = `keep the ${name} noise`;
+    const keep = make("label", {}, frozen, " keep"); // beside the seed, not in a label of its own: labels do not nest
+    const line = make("div", { className: "kflow-line" }, make("span", { textContent: `${name} noise` }), input, dice, keep);
     line.style.borderColor = colours[band];
-    line.append(dice, make("label", {}, frozen, " keep"));
     return { line, roll };
   });
 }
@@ -112,7 +115,9 @@ function build() {
       ? [
           labelled("class", label),
           slider("guidance", "guidance", 0, 4, 0.1, (x) => x.toFixed(1)),
-          slider("class dropped at k", "tau", 0, 1, 0.05, (x) => (x < 1 ? x.toFixed(2) : "never")),
+          slider("class dropped at k", "tau", 0, 1, 0.05, (x) =>
+            x < 1 ? x.toFixed(2) + (meta.joins.includes(x) ? ", the join" : "") : "never",
+          ),
         ]
       : []),
     slider("Euler steps", "steps", Math.max(4, 2 * meta.bands), 60, 1),
@@ -154,6 +159,8 @@ function draw() {
   scrubber.max = frames.length - 1;
   scrubber.value = index;
   scrubbed.textContent = `k = ${frame.k.toFixed(2)}`;
+  const moving = [...meta.joins, 1].findIndex((edge) => frame.k < edge); // -1 at k = 1: nothing moves any more
+  [...bar.children].forEach((part, i) => part.classList.toggle("kflow-moving", i === moving));
 }
 
 function start() {
@@ -162,6 +169,7 @@ function start() {
   frames = [];
   shown = null;
   request += 1;
+  began = performance.now();
   root.dataset.state = "running";
   const { seeds, label, guidance, tau, steps, localised } = state;
   const used = Array.from({ length: meta.bands }, (_, band) => seeds[band] ?? band + 1);
@@ -180,7 +188,8 @@ function receive({ data }) {
   if (data.kind === "frame" && data.id === request) {
     frames.push(data);
     const finished = data.index + 1 === data.count;
-    status.textContent = finished ? `finished: ${data.count - 1} steps ${places[meta.provider]}` : `step ${data.index} of ${data.count - 1}`;
+    const seconds = ((performance.now() - began) / 1000).toFixed(1);
+    status.textContent = finished ? `finished: ${data.count - 1} steps in ${seconds} s ${places[meta.provider]}` : `step ${data.index} of ${data.count - 1}`;
     if (finished) root.dataset.state = "finished";
     if (shown === null) draw();
   }

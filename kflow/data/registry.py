@@ -27,7 +27,7 @@ class DataSet:
     path: Callable[[], Path] | None = None  # where its files are, or a FileNotFoundError; digits come with a package
     autoencoder: Callable[[], nn.Module] | None = None  # of latents
     images: str = ""  # of latents: the data set of their images
-    count: int = 0  # training images, of the paper's sets
+    count: int = 0  # training samples, of the paper's sets
 
 
 def _latents(images: str) -> DataSet:

@@ -203,7 +203,7 @@ def band_intervals(bands: int, intervals: Sequence[float] | None, order: str) ->
 def check_k(k: Tensor) -> Tensor:
     """k itself, if all of it lies in [0, 1].
 
-    Raises ValueError: naming the first value that does not. On a GPU, for which nobody waits here, the error is CUDA's.
+    Raises ValueError: naming the first value that does not. On a GPU nobody waits for the answer: the error is CUDA's.
     """
     outside = ~((k >= 0) & (k <= 1))
     if k.is_cuda:

@@ -2,7 +2,7 @@
 
 from kflow.networks.autoencoder import Autoencoder
 from kflow.networks.classifier import Classifier
-from kflow.networks.dit import DiT, load_published, make_dit
+from kflow.networks.dit import DiT, make_dit
 from kflow.networks.unet import UNETS, UNet
 
 

@@ -27,6 +27,7 @@ from kflow_book.measure import Trained
 from kflow_book.tables import read_seeds, student_interval
 
 DIVERGED = 100.0  # Å; starts have about 8
+TOUCH = 1.5  # Å: nearer than this come no two atoms of different molecules in these crystals
 SAMPLER = {"solver": "increment", "ask": "start"}
 
 
@@ -99,6 +100,27 @@ def judge(crystals: Sequence[Crystal], found: Sequence[Tensor]) -> dict[str, Any
     return values | {"pm_atom_by_crystal": {code: float(row[0]) for code, row in rows.items()}}
 
 
+def overlap(clusters: Tensor) -> Tensor:
+    """Share of the atoms that lie within 1.5 Å of another molecule's: (..., 17, atoms, 3) in Å to (...)."""
+    molecule = torch.arange(clusters.shape[-3]).repeat_interleave(clusters.shape[-2])
+    flat = clusters.flatten(-3, -2)
+    distance = torch.cdist(flat, flat).masked_fill(molecule[:, None] == molecule, torch.inf)
+    return (distance.amin(-1) < TOUCH).float().mean(-1)
+
+
+def measure_overlap(trained: Trained, samples: int, steps: int) -> dict[str, Any]:
+    """:func:`overlap` of all starts of the held-out crystals moved by a trained model.
+
+    Beside it that of the rows that learn nothing and of the crystals. Means over crystals; a cluster that has flown
+    apart touches nothing.
+    """
+    data = load_data(trained.experiment.data)
+    found = {"overlap": check_samples([assemble(trained.model, crystal, steps) for crystal in data.test], samples)}
+    found |= {f"overlap_{name}": untouched(data, name == "rescaled") for name in ("start", "rescaled")}
+    found["overlap_crystals"] = [crystal.final[None] for crystal in data.test]
+    return {name: float(torch.stack([overlap(x).mean() for x in parts]).mean()) for name, parts in found.items()}
+
+
 def untouched(data: Crystals, rescaled: bool) -> list[Tensor]:
     """The starts of the held-out crystals, as they are or rescaled to the training crystals' mean density."""
     wanted = torch.stack([density(c.final, c.numbers) for c in data.train]).mean()
@@ -159,17 +181,18 @@ def draw_clusters(crystal: Crystal, panels: dict[str, Tensor]) -> Figure:
         kinds = [colours[a] for i, j in kept for a in (i, j)]
         axes.add_collection(Line3DCollection(halves, colors=kinds, linewidths=1.1, rasterized=True))
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), zlim=(-limit, limit))
-        axes.set_title(title, fontsize=9, y=0.94)
-        axes.set_box_aspect((1, 1, 1), zoom=1.5)
+        axes.set_title(title, fontsize=9, y=1.0)
+        axes.set_box_aspect((1, 1, 1), zoom=1.42)
         axes.set_axis_off()
-    figure.subplots_adjust(0, 0, 1, 0.98, 0, 0)
+    figure.subplots_adjust(0, 0, 1, 0.9, 0, 0)
     return figure
 
 
 VIEW = """
 <div class="kflow-assembly" style="max-width:640px">
-<canvas width="640" height="440" style="width:100%;touch-action:none;cursor:grab" role="img"
- aria-label="A cluster of 17 molecules in three dimensions, from its loose start to the generated packing"></canvas>
+<canvas width="640" height="440" style="width:100%;touch-action:none;cursor:grab" role="img" tabindex="0"
+ aria-label="A cluster of 17 molecules in three dimensions, from its loose start to the generated packing.
+ Arrow keys turn it."></canvas>
 <label style="display:flex;gap:.6em;align-items:center"><span style="min-width:9em">start</span>
 <input type="range" min="0" step="1" value="0" style="flex:1" aria-label="step of the way"></label>
 </div>
@@ -210,6 +233,11 @@ VIEW = """
     if (!held) return;
     yaw += (e.clientX - held[0]) / 120; pitch += (e.clientY - held[1]) / 120; held = [e.clientX, e.clientY]; draw();
   };
+  const turns = { ArrowLeft: [-0.1, 0], ArrowRight: [0.1, 0], ArrowUp: [0, -0.1], ArrowDown: [0, 0.1] };
+  canvas.onkeydown = (e) => {
+    if (!turns[e.key]) return;
+    e.preventDefault(); yaw += turns[e.key][0]; pitch += turns[e.key][1]; draw();
+  };
   slider.oninput = draw;
   draw();
 })();
@@ -241,6 +269,30 @@ def compare_with_rigid() -> pd.DataFrame:
     return pd.DataFrame.from_dict(table, orient="index")
 
 
+def compare_crystals(others: dict[str, tuple[str, str]]) -> pd.DataFrame:
+    """PM (atom) of a run over another's or over the rescaled start's, crystal by crystal, means over training seeds.
+
+    Args:
+        others: by label, the run and what it is compared with: a run, or ``crystals-rescaled``.
+
+    Returns the geometric mean over the held-out crystals with its 95 % interval over them, and on how many it is worse.
+    """
+
+    def by_crystal(run: str) -> dict[str, float]:
+        records = [record.values["pm_atom_by_crystal"] for record in read_seeds(run, "packing").values()]
+        return {code: sum(found[code] for found in records) / len(records) for code in records[0]}
+
+    table = {}
+    for label, (run, base) in others.items():
+        found, against = by_crystal(run), by_crystal(base)
+        logarithms = [math.log(found[code] / against[code]) for code in found]
+        mean, half = student_interval(logarithms)
+        low, ratio, high = (math.exp(mean + sign * half) for sign in (-1, 0, 1))
+        worse = f"{sum(x > 0 for x in logarithms)} of {len(logarithms)}"
+        table[label] = {"ratio of PM (atom)": f"{ratio:.3f} ({low:.3f} to {high:.3f})", "worse on crystals": worse}
+    return pd.DataFrame.from_dict(table, orient="index")
+
+
 def draw_sizes(crystals: int) -> Figure:
     """PM (atom) by the number of training crystals: medians over seeds, each seed a dot; the rescaled start as a line.
 
@@ -251,7 +303,8 @@ def draw_sizes(crystals: int) -> Figure:
     """
     figure, axes = make_axes(4.6, 1, 1)
     for number, (method, label) in enumerate(METHODS.items()):
-        x, found = [share * crystals for share in SIZES.values()], [packing_by_size(method, size) for size in SIZES]
+        x = [round(share * crystals) for share in SIZES.values()]
+        found = [packing_by_size(method, size) for size in SIZES]
         colour = band_colour(number, len(METHODS))
         axes[0, 0].plot(x, [median(values.values()) for values in found], color=colour, label=label)
         for place, values in zip(x, found):

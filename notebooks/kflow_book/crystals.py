@@ -37,8 +37,8 @@ class Crystal:
 
     @cached_property
     def environments(self) -> Tensor:
-        """Of its atoms, see :func:`~kflow.assemble.network.atom_environments`."""
-        return atom_environments(self.numbers, self.final)
+        """Of its atoms, as :func:`~kflow.assemble.network.atom_environments` has them; a start is enough for that."""
+        return atom_environments(self.numbers, self.starts[0])
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def cut_cluster(atoms) -> tuple[Tensor, Tensor]:
     molecules, cell = find_molecules(atoms), np.asarray(atoms.cell)
     numbers = [atoms.numbers[molecule[:, 0]] for molecule in molecules]
     if len({tuple(sorted(part)) for part in numbers}) > 1:
-        raise ValueError("its molecules differ in composition")
+        raise ValueError("by its bonds its molecules differ in composition")
     whole = [atoms.positions[molecule[:, 0]] + molecule[:, 1:] @ cell for molecule in molecules]
     centres = np.stack([part.mean(0) for part in whole])
     # Images within four mean spacings of molecules; 17 spheres of one spacing fill a radius of 1.6.
@@ -209,6 +209,9 @@ def _read_cluster(path: Path) -> tuple[Tensor, Tensor]:
     if len(sizes) != MOLECULES or sizes.nunique() != 1:
         raise ValueError(f"it has molecules of {sorted(sizes)} atoms, allowed are 17 of one size")
     table = table.sort_values("molecule", kind="stable")
+    unknown = sorted(set(table.element) - atomic_numbers.keys())  # deuterium, say
+    if unknown:
+        raise ValueError(f"it has the elements {', '.join(map(str, unknown))}, allowed are those of the periodic table")
     numbers = torch.tensor([atomic_numbers[element] for element in table.element])
     positions = torch.from_numpy(table[["x", "y", "z"]].to_numpy("float32"))
     return numbers.view(MOLECULES, -1), (positions - positions.mean(0)).view(MOLECULES, -1, 3)
@@ -218,9 +221,10 @@ def read_cod_cluster17(folder: str | Path, subset: int | None = None) -> Crystal
     """COD-Cluster17 as its release lays it out: CSV files of molecule, element, x, y, z under one header line.
 
     ``raw/FinalPositions/ID_cluster16.csv`` is the packing and ``raw/InitialPositions/ID_cluster16_noised.csv`` the one
-    loose start; ``processed_5000/valid_idx.txt`` lists the codes of a subset. Split as the release does: shuffled with
-    seed 42, the first 80 % train, the last 10 % test (the 10 % between are for validation). Left out are clusters that
-    are not 17 molecules of as many atoms each, or whose two files differ in their atoms.
+    loose start; ``processed_5000/valid_idx.txt`` lists the codes of a subset. Split by the release's rule: shuffled
+    with seed 42, the first 80 % train, the last 10 % test (the 10 % between are for validation); it shuffles what its
+    own further checks have left, so the parts are not the same. Left out are clusters that are not 17 molecules of as
+    many atoms each, have unknown elements, lack one of their files, or whose files differ in their atoms.
 
     Raises FileNotFoundError: the folder or the list of the subset is not there.
     """
@@ -237,6 +241,8 @@ def read_cod_cluster17(folder: str | Path, subset: int | None = None) -> Crystal
             if not torch.equal(numbers, others):
                 raise ValueError("the atoms of its start and of its packing differ")
             crystals.append(Crystal(code, numbers, final, start[None]))
+        except FileNotFoundError as error:
+            left_out[code] = f"there is no {Path(error.filename).name}"
         except ValueError as error:
             left_out[code] = str(error)
     random.Random(42).shuffle(crystals)

@@ -206,7 +206,8 @@ def wanted() -> Iterator[tuple[str, str | None]]:
         if "runs" not in settings:
             yield name, None
         for run in settings.get("runs", ()):
-            for seed in settings.get("seeds", {}).get(run.split("-")[0], (0,)):
+            seeds = settings.get("seeds", {})
+            for seed in seeds.get(run, seeds.get(run.split("-")[0], (0,))):
                 yield name, f"{run}-seed{seed}" if seed else run
 
 

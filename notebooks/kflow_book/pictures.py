@@ -35,7 +35,8 @@ from kflow.data.latents import Latents, StableDiffusionAutoencoder
 from kflow.data.registry import SHARDS
 from kflow.storage import CARD, WEIGHTS, read_card, read_folder, write_folder
 
-#: name → folder in KFLOW_DATA, and its splits, train and test
+#: name → folder in KFLOW_DATA, and its splits, train and test: celebahq/train.lmdb or celebahq/train/NAME.png or
+#: celebahq/train.zip; lsun/church_outdoor_train_lmdb as LSUN unpacks it; imagenet/train/n01440764/NAME.JPEG.
 PLACES = {
     "celebahq": ("celebahq", "train", "validation"),
     "church": ("lsun", "church_outdoor_train", "church_outdoor_val"),

@@ -20,8 +20,39 @@ from torch import Tensor
 
 from kflow.checkpoint import save_model
 from kflow.experiment import Experiment
-from kflow.networks import DiT, load_published
+from kflow.networks import DiT
 from kflow.storage import RUNS, file_hash
+
+
+def load_published(network: DiT, weights: dict[str, Tensor]) -> None:
+    """Load the weights of the published DiT, by name, into a network of the same size.
+
+    The time embedding becomes the embedding of k; of an output doubled by a learned sigma the first half is kept where
+    the network has no use for the second; the embedding of the band weights, which DiT lacks, stays as it is.
+
+    Args:
+        network: of the published size.
+        weights: the published ``state_dict``.
+
+    Raises ValueError: names or shapes that do not fit, which it lists.
+    """
+    renamed = {name.replace("t_embedder.", "k_embedder."): value for name, value in weights.items()}
+    own = network.state_dict()
+    rows = own["final_layer.linear.weight"].shape[0]
+    if renamed.get("final_layer.linear.weight", torch.empty(0)).shape[:1] == (2 * rows,):
+        for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
+            # Rows are ordered (patch row, patch column, channel): the first half of the channels, not of the rows.
+            value = renamed[name].unflatten(0, (network.patch_size**2, -1))
+            renamed[name] = value[:, : network.out_channels].flatten(0, 1)
+    missing = own.keys() - renamed.keys() - {"k_embedder.bands.weight"}
+    unknown = renamed.keys() - own.keys()
+    wrong = [n for n in own.keys() & renamed.keys() if own[n].shape != renamed[n].shape]
+    if missing or unknown or wrong:
+        raise ValueError(
+            f"the weights do not fit: missing {sorted(missing)[:4]}, unknown {sorted(unknown)[:4]}, "
+            f"of another shape {sorted(wrong)[:4]}"
+        )
+    network.load_state_dict({**own, **renamed})
 
 
 def load_release(network: DiT, weights: dict[str, Tensor]) -> None:

@@ -31,7 +31,8 @@ from kflow.velocity import KFlow
 from kflow_book.tables import read_seeds
 
 BANDS = ("low", "high")
-ON_PAGE = ("digits-db6", "digits-db6-reversed", "digits-fourier", "digits-lfm")  # models of the page without a kernel
+# Models of the page without a kernel.
+ON_PAGE = ("digits-db6", "digits-db6-reversed", "digits-fourier", "digits-lfm", "faces32-db6", "faces32-lfm")
 
 
 def ruler_of(model: KFlow) -> KAmplitude:
@@ -60,14 +61,16 @@ def steering_grid(
     return figures.image_grid(data, columns, None, *names, scale=0.72)
 
 
-def kept_beside(run: str, label: str, shared: str, folder: str | Path = RECORDS) -> pd.DataFrame:
+def kept_beside(
+    run: str, label: str, shared: str, folder: str | Path = RECORDS, baseline: str = "digits-lfm"
+) -> pd.DataFrame:
     """The numbers beside a grid: share of each band's content that two images of a row have in common.
 
-    One row for the run, one for ordinary flow matching with the same noises in the same two bands, one for pairs that
-    share nothing, which have 0 by definition.
+    One row for the run, one for ordinary flow matching (``baseline``) with the same noises in the same two bands, one
+    for pairs that share nothing, which have 0 by definition.
     """
     rows = {}
-    for name, row in ((label, run), ("ordinary flow matching, noise cut by db6", "digits-lfm")):
+    for name, row in ((label, run), ("ordinary flow matching, noise cut by db6", baseline)):
         records = read_seeds(row, "steering", folder).values()
         found = pd.DataFrame([{band: r.values[f"{band}_kept_by_{shared}_noise"] for band in BANDS} for r in records])
         spread = found.std() if len(found) > 1 else None
@@ -102,7 +105,7 @@ def redrawn_figure(model: KFlow, columns: int = 5, seed: int = 0, steps: int = 3
 
 @dataclass(frozen=True)
 class Choice:
-    """What the sliders say: ``label`` None is no class, ``drop_class_at`` 1 is never."""
+    """What the sliders say: ``label`` None is no class, as in a model without classes; ``drop_class_at`` 1 is never."""
 
     run: str
     seeds: tuple[int, ...]
@@ -199,6 +202,7 @@ class Sliders(widgets.VBox):
         for button, seed in zip(dice, self.seeds):
             button.on_click(lambda _, seed=seed: setattr(seed, "value", random.randrange(2**32)))
         self.latest = Latest(self.work, lambda error: self.say(f"That does not work: {error}"))
+        self.run.observe(lambda _: self.fit(), "value")
         asked = (self.run, *self.seeds, self.label, self.guidance, self.drop, self.steps, self.localised)
         for control in asked:
             control.observe(lambda _: self.latest.submit(self.choice), "value")
@@ -208,7 +212,13 @@ class Sliders(widgets.VBox):
         pictures = [widgets.VBox([widgets.HTML("Ψ<sub>k</sub>"), self.state, self.progress])]
         pictures += [widgets.VBox([widgets.HTML("preview: what it expects to end as"), self.preview])]
         super().__init__([widgets.HBox([widgets.VBox(controls), *pictures]), self.status])
+        self.fit()
         self.latest.submit(self.choice)
+
+    def fit(self) -> None:
+        """Show what speaks of classes only where the model has them."""
+        for control in (self.label, self.guidance, self.drop):
+            control.layout.display = "" if trained(self.run.value).network.classes else "none"
 
     @property
     def choice(self) -> Choice:
@@ -216,7 +226,7 @@ class Sliders(widgets.VBox):
         return Choice(
             self.run.value,
             tuple(seed.value for seed in self.seeds),
-            self.label.value,
+            self.label.value if trained(self.run.value).network.classes else None,
             self.guidance.value,
             self.drop.value,
             self.steps.value,
@@ -256,10 +266,10 @@ class Sliders(widgets.VBox):
 
 
 def page_address(choice: Choice) -> str:
-    """Where the page without a kernel shows the same; nothing if it lacks the model or the choice has no class."""
-    if choice.label is None or choice.run not in ON_PAGE:
+    """Where the page without a kernel shows the same; nothing if it lacks the model, or cannot leave out the class."""
+    if choice.run not in ON_PAGE or (choice.label is None and trained(choice.run).network.classes):
         return ""
-    state = {"model": choice.run, "seeds": ",".join(map(str, choice.seeds)), "label": choice.label}
+    state = {"model": choice.run, "seeds": ",".join(map(str, choice.seeds)), "label": choice.label or 0}
     state |= {"guidance": choice.guidance_scale, "tau": choice.drop_class_at, "steps": choice.steps}
     address = urlencode(state | {"localised": int(choice.localised)})
     return f"The same picture without a kernel: <code>steer.html#{address}</code>"

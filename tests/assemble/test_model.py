@@ -61,6 +61,19 @@ def test_the_whole_sampler_is_equivariant(bands, free):
     torch.testing.assert_close(permuted, plain[:, order], atol=1e-4, rtol=0)
 
 
+def test_it_is_equivariant_in_the_precision_of_the_page_too():
+    assembly, batch = model(2).float(), clusters()
+    there, turn = (batch.numbers > 0)[..., None], rotation_matrix(torch.tensor([1.0, -0.4, 2.0]))
+
+    def generate(batch: Clusters) -> torch.Tensor:
+        flow = assembly.on(batch)
+        state = sample(flow, flow.network.start, steps=6, solver="increment", ask="start").data
+        return flow.network.positions(state) * there
+
+    moved = batch._replace(start=batch.start @ turn.mT * there, final=batch.final @ turn.mT)
+    torch.testing.assert_close(generate(moved), generate(batch) @ turn.mT, atol=1e-4, rtol=0)
+
+
 def test_padding_changes_nothing():
     batch = clusters(pad=2)
     alone = Clusters(*(x[1:, :, :5] for x in batch))

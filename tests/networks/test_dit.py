@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published_dit import published_forward, published_names
 
-from kflow.networks import DiT, load_published, make_dit
+from kflow.networks import DiT, make_dit
 from kflow.networks.dit import PATCHES, SIZES, Attention, gelu
 from kflow.networks.embedding import KAmplitudeEmbedding, sincos_positions
+from kflow_book.published import load_published
 
 SHAPE = (3, 8, 12)
 
