@@ -289,7 +289,7 @@ def non_local_means(y: Tensor, operator: Operator, strength: float) -> Tensor:
 
 
 def richardson_lucy(y: Tensor, operator: Blurring, iterations: int) -> Tensor:
-    """On intensities in [0, 1], as the method asks for, continued periodically as the blur is; its response is 13×13."""
+    """On intensities in [0, 1], as the method asks for, continued periodically as the blur is; its response: 13×13."""
     impulse = torch.zeros(1, *operator.shape)
     middle = [n // 2 for n in operator.shape[1:]]
     impulse[..., middle[0], middle[1]] = 1
