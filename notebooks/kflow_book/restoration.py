@@ -154,12 +154,13 @@ def search_in_turn(
     }
     names = ("Hᵀ y", "interpolated") if task in INTERPOLATIONS else ("Hᵀ y",)
     sizes = [(1.0, 0.0), (1.0, 0.5), (1.0, 1.0), (1.8, 0.0)]
+    starts = {  # pure noise forgets x₀, except where a velocity is silent
+        f"{start:g}, {first}": {"start": start, "first": first}
+        for start in (0.0, 0.3)
+        for first in (names if start or (model.path.bands > 1 and model.output == "velocity") else names[:1])
+    }
     stages: dict[str, Callable[[Values], dict[str, Values]]] = {
-        "start, x₀": lambda best: {  # pure noise forgets x₀, except where a velocity is silent
-            f"{start:g}, {first}": {"start": start, "first": first}
-            for start in (0.0, 0.3)
-            for first in (names if start or (model.path.bands > 1 and model.output == "velocity") else names[:1])
-        },
+        "start, x₀": lambda best: starts,
         "step size": lambda best: (
             {f"{c:g}·(1 − k)^{e:g}": {"step_size": c, "exponent": e} for c, e in sizes}
             | {
@@ -170,6 +171,7 @@ def search_in_turn(
         ),
         "draws a step": lambda best: {str(n): {"averages": n, "steps": calls // n} for n in (1, 2, 4)},
         "network calls": lambda best: {str(calls // n): {"steps": calls // n // best["averages"]} for n in (4, 2, 1)},
+        "start, x₀ again": lambda best: starts,
     }
     found: dict[str, dict[str, float]] = {}
     for stage, choices in stages.items():
