@@ -149,9 +149,10 @@ def search_in_turn(
         "first": "Hᵀ y",
         "step_size": 1.0,
         "exponent": 0.0,
-        "steps": calls // 2,
-        "averages": 1,
+        "steps": calls // 4,
+        "averages": 2,
     }
+    shapes = [(calls // n, n) for n in (1, 2, 4)] + [(calls // 2, 1), (calls // 4, 2), (calls // 4, 1)]
     names = ("Hᵀ y", "interpolated") if task in INTERPOLATIONS else ("Hᵀ y",)
     sizes = [(1.0, 0.0), (1.0, 0.5), (1.0, 1.0), (1.8, 0.0)]
     starts = {  # pure noise forgets x₀, except where a velocity is silent
@@ -159,9 +160,9 @@ def search_in_turn(
         for start in (0.0, 0.3)
         for first in (names if start or (model.path.bands > 1 and model.output == "velocity") else names[:1])
     }
-    stages: dict[str, Callable[[Values], dict[str, Values]]] = {
-        "start, x₀": lambda best: starts,
-        "step size": lambda best: (
+    stages: dict[str, dict[str, Values]] = {
+        "start, x₀": starts,
+        "step size": (
             {f"{c:g}·(1 − k)^{e:g}": {"step_size": c, "exponent": e} for c, e in sizes}
             | {
                 f"(1 − w)^{e:g}, by band": {"step_by_band": True, "exponent": e}
@@ -169,14 +170,13 @@ def search_in_turn(
                 if model.output == "displacement"
             }
         ),
-        "draws a step": lambda best: {str(n): {"averages": n, "steps": calls // n} for n in (1, 2, 4)},
-        "network calls": lambda best: {str(calls // n): {"steps": calls // n // best["averages"]} for n in (4, 2, 1)},
-        "start, x₀ again": lambda best: starts,
+        "steps × draws": {f"{steps} × {n}": {"steps": steps, "averages": n} for steps, n in shapes},
+        "start, x₀ again": starts,
     }
     found: dict[str, dict[str, float]] = {}
     for stage, choices in stages.items():
         found[stage] = {}
-        for label, change in choices(best).items():
+        for label, change in choices.items():
             options = {**best, **change}
             known = [psnr for psnr, other in tried if other == options]
             found[stage][label] = known[0] if known else score(options)
@@ -296,7 +296,12 @@ def richardson_lucy(y: Tensor, operator: Blurring, iterations: int) -> Tensor:
     middle = [n // 2 for n in operator.shape[1:]]
     impulse[..., middle[0], middle[1]] = 1
     psf = operator(impulse)[0, 0, middle[0] - 6 : middle[0] + 7, middle[1] - 6 : middle[1] + 7].double().numpy()
-    sharpen = lambda x: restoration.richardson_lucy(np.pad(x, 6, mode="wrap"), psf, iterations)[6:-6, 6:-6]  # noqa: E731
+    inner = tuple(slice(n, -n) for n in middle)
+
+    def sharpen(x: np.ndarray) -> np.ndarray:
+        padded = np.pad(x, [(n, n) for n in middle], mode="wrap")
+        return restoration.richardson_lucy(padded, psf, iterations)[inner]
+
     return 2 * each(((y + 1) / 2).clamp(0, 1), sharpen) - 1
 
 
@@ -482,7 +487,7 @@ def ablation_table(runs: Iterable[str], folder: str | Path = RECORDS) -> pd.Data
 
 
 def first_table(data: str, folder: str | Path = RECORDS) -> pd.DataFrame:
-    """PSNR (dB) on validation images by start and first image, 20 calls, step size 1; the last row: without a flow."""
+    """PSNR (dB) on validation images by start and first image, 10 steps of 2 draws, γ = 1; the last row: without a flow."""
     columns: dict[tuple[str, str], dict[str, float]] = {}
     classical = Record.read(Path(folder) / f"{data}-restoration-classical.json").values["validation_psnr"]
     for task, (title, *_) in TASKS.items():
@@ -498,7 +503,7 @@ def first_table(data: str, folder: str | Path = RECORDS) -> pd.DataFrame:
 def restore_live(data: str, task: str, truth: Tensor, calls: int) -> dict[str, Tensor]:
     """Degraded, every method's restoration with the settings of its record, and the truth.
 
-    D-Flow and Flow-Priors are left out, as they take minutes; ``calls`` bounds the steps of the others.
+    D-Flow and Flow-Priors are left out, as they take a minute; ``calls`` bounds the steps of the others.
     """
     _, make, noise_level = TASKS[task]
     operator = make(tuple(truth.shape[1:]))
@@ -511,7 +516,7 @@ def restore_live(data: str, task: str, truth: Tensor, calls: int) -> dict[str, T
     for measurement, run in table_runs(data):
         chosen = Record.read(RECORDS / f"{run}-{measurement}.json").values["chosen"]
         peer = load_measurements()[measurement].get("peer")
-        if task in chosen and peer in (None, "ot-ode"):
+        if task in chosen and measurement != "restoration" and peer in (None, "ot-ode"):
             model, options = load_model(run_folder(run))[0], chosen[task]
             options = {**options, "steps": min(options["steps"], calls)}
             method = peer_method(model, peer, noise_level, []) if peer else plug_and_play_method(model, task)
