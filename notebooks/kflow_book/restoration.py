@@ -487,7 +487,7 @@ def ablation_table(runs: Iterable[str], folder: str | Path = RECORDS) -> pd.Data
 
 
 def first_table(data: str, folder: str | Path = RECORDS) -> pd.DataFrame:
-    """PSNR (dB) on validation images by start and first image, 10 steps of 2 draws, γ = 1; the last row: without a flow."""
+    """PSNR (dB) on validation images by start and x₀, 10 steps of 2 draws, γ = 1; the last row: without a flow."""
     columns: dict[tuple[str, str], dict[str, float]] = {}
     classical = Record.read(Path(folder) / f"{data}-restoration-classical.json").values["validation_psnr"]
     for task, (title, *_) in TASKS.items():
