@@ -145,12 +145,6 @@ def test_the_record_of_classical_restoration():
             assert value == pytest.approx(committed[name][key], rel=1e-3), (name, key)
 
 
-def test_fewer_test_images_are_some_of_the_hundred():
-    data = load_data("digits")
-    hundred, twenty = (restoration.measured_images(data, count) for count in (100, 20))
-    assert len(twenty) == 20 and all((image == hundred).flatten(1).all(1).any() for image in twenty)
-
-
 @pytest.mark.parametrize("width", [0.8, 1.0])
 def test_richardson_lucy_knows_that_the_blur_is_periodic(width):
     """It commutes with rolling a picture round, and sharpens one whose content crosses the edge."""

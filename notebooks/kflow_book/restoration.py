@@ -62,9 +62,8 @@ def validation_images(data: Images, count: int) -> Tensor:
 
 
 def measured_images(data: Images, count: int) -> Tensor:
-    """Test images at equal distances, (count, *shape) in [−1, 1]; fewer than 100 are some of the 100."""
-    places = torch.linspace(0, len(data.test) - 1, max(count, 100)).long()
-    return to_float(data.test[places[torch.linspace(0, len(places) - 1, count).long()]])
+    """Test images at equal distances, (count, *shape) in [−1, 1]."""
+    return to_float(data.test[torch.linspace(0, len(data.test) - 1, count).long()])
 
 
 def quality(restored: Tensor, truth: Tensor) -> dict[str, np.ndarray]:
