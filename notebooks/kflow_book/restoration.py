@@ -164,8 +164,9 @@ def search_in_turn(
         "step size": (
             {f"{c:g}·(1 − k)^{e:g}": {"step_size": c, "exponent": e} for c, e in sizes}
             | {
-                f"(1 − w)^{e:g}, by band": {"step_by_band": True, "exponent": e}
+                f"(1 − w)^{e:g} by band, start {start:g}": {"step_by_band": True, "exponent": e, "start": start}
                 for e in (0.5, 1.0)
+                for start in (0.0, 0.3)
                 if model.output == "displacement"
             }
         ),
@@ -463,6 +464,12 @@ def table_10(data: str, folder: str | Path = RECORDS) -> pd.DataFrame:
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
     frame.columns = pd.MultiIndex.from_tuples(frame.columns)
     return frame[[c for c in frame if c[0].startswith("paper")] + [c for c in frame if c[0].startswith("here")]]
+
+
+def table_minutes(data: str, folder: str | Path = RECORDS) -> float:
+    """What a data set's rows took to compute in minutes, searches included, as its records say."""
+    names = [f"{run}-{measurement}" for measurement, run in table_runs(data)] + [f"{data}-restoration-classical"]
+    return sum(Record.read(Path(folder) / f"{name}.json").seconds for name in names) / 60
 
 
 def by_task(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
