@@ -443,7 +443,10 @@ def table_10(data: str, folder: str | Path = RECORDS) -> pd.DataFrame:
     """
     classical = Record.read(Path(folder) / f"{data}-restoration-classical.json").values
     found: dict[str, Values] = {"degraded": classical["degraded"]}
-    found |= {name: values for name, values in classical.items() if name.split(",")[0] in CLASSICAL}
+    names = [name for name in classical if name.split(",")[0] in CLASSICAL]
+    if not any(measurement == "restoration-d-flow" for measurement, _ in table_runs(data)):
+        names = [name for name in names if name in CLASSICAL]  # nothing else is on fewer images
+    found |= {name: classical[name] for name in names}
     for measurement, run in table_runs(data):
         values = Record.read(Path(folder) / f"{run}-{measurement}.json").values
         found[label_of(run, measurement)] = found.get(label_of(run, measurement), {}) | values
@@ -503,7 +506,8 @@ def first_table(data: str, folder: str | Path = RECORDS) -> pd.DataFrame:
             if measurement in SEARCHED and task in values["nfe"]:
                 found = values[f"{task}_psnr_by_change"]["start, x₀"]
                 columns[title, label_of(run)] = {**found, "best classical method": best}
-    return pd.DataFrame(columns).rename_axis("start, x₀")
+    frame = pd.DataFrame(columns).rename_axis("start, x₀")
+    return pd.concat([frame.drop("best classical method").sort_index(), frame.loc[["best classical method"]]])
 
 
 def restore_live(data: str, task: str, truth: Tensor, calls: int) -> dict[str, Tensor]:
