@@ -170,6 +170,7 @@ def plug_and_play(
     step_size: float = 1.0,
     exponent: float = 0.5,
     averages: int = 1,
+    first: Tensor | None = None,
     printed: bool = False,
     step_by_band: bool = False,
     autoencoder: Any = PIXELS,
@@ -180,24 +181,32 @@ def plug_and_play(
 
     Each of the steps, at k_n = start + (1 − start)·n/N, is a gradient step on the data term, γ_n Hᵀ(H x − y) with
     γ_n = step_size·(1 − k_n)^exponent (the noise level is absorbed), the way back to Ψ_{k_n} (Eq. 8), and the denoiser.
-    The first image is Hᵀ y.
 
     Args:
         measurement: y, (batch, *measured).
         averages: noise draws that each step averages the denoiser over.
+        first: x₀, (batch, *shape), which Algorithm 4 leaves open; Hᵀ y if not given. Ψ_k keeps the share w_b(k) of
+            it in band b: nothing at ``start=0``, so it matters with a later start.
         printed: the denoiser as cited in E.9: see :func:`denoise`.
         step_by_band: γ_n is step_size·(1 − w_b)^exponent in band b, what D cleans there (ours; pixels only).
         autoencoder: anything with ``encode`` and ``decode``, if the model's samples are latents; the data step
             stays among the pixels.
 
-    Returns the images, with ``nfe`` the network calls for each. Raises ValueError: a number out of its range.
+    Returns the images, with ``nfe`` the network calls for each. Raises ValueError: a number out of its range, an image
+    that does not fit the operator or the model, steps by band with latents.
     """
     if steps < 1 or averages < 1 or not 0 <= start < 1 or step_size < 0:
         raise ValueError(
             f"steps, averages, start, step_size are {steps}, {averages}, {start}, {step_size}: allowed are 1 or more, "
             "1 or more, 0 up to, not including, 1, and 0 or more"
         )
+    if step_by_band and autoencoder is not PIXELS:
+        raise ValueError(
+            "step_by_band is True with an autoencoder, allowed is a model of pixels: bands are of its samples"
+        )
     image, source = operator.adjoint(measurement), torch.Generator().manual_seed(seed)
+    if first is not None:
+        image = check_shape("first", first, image.shape[1:], len(image))
     points = [start + (1 - start) * n / steps for n in range(steps)]
     for point in tqdm(points, disable=not progress, desc="restoring"):
         gradient = operator.adjoint(operator(image) - measurement)
@@ -206,6 +215,7 @@ def plug_and_play(
             left = 1 - model.path.schedule(image.new_full((len(image),), point))[0]
             step = model.path.decomposition.reweight(gradient, left**exponent)
         latent = autoencoder.encode(image - step_size * step)
+        check_shape("the operator's image, for this model,", latent, model.path.decomposition.shape)
         k, total = latent.new_full((len(latent),), point), torch.zeros_like(latent)
         for _ in range(averages):
             noise = torch.randn(latent.shape, generator=source).to(latent)
@@ -214,8 +224,8 @@ def plug_and_play(
     return Samples(image, steps * averages, torch.tensor(points))
 
 
-def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+def check_shape(name: str, x: Tensor, shape: tuple[int, ...], batch: int | None = None) -> Tensor:
     """The tensor itself; a ValueError if it is not (batch, *shape)."""
-    if x.shape[1:] != shape:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}, allowed is (batch, {str(shape)[1:]}")
+    if x.shape[1:] != shape or len(x) != (batch or len(x)):
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, allowed is ({batch or 'batch'}, {str(tuple(shape))[1:]}")
     return x

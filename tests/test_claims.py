@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from kflow.records import RECORDS, Record
-from kflow_book.claims import decide, judge_claim, ledger, load_rules
+from kflow_book.claims import decide, in_words, judge_claim, ledger, load_rules
 from kflow_book.measure import load_measurements
 
 
@@ -120,6 +120,20 @@ def test_a_bad_rule_is_named(tmp_path, change, message):
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump([rule(**change)]))
     with pytest.raises(ValueError, match=message):
         load_rules(tmp_path / "claims.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "unit", "text"),
+    [
+        ({"of": "half"}, "squared", "0.5 × (0.488 to 0.513)"),
+        ({"of": "half", "against": None, "compare": "difference", "limit": 1.0}, "dB", "11.6 dB (-7.03 to 30.3)"),
+        ({"compare": "difference"}, "dB", "11.7 dB less (-7.58 to 31)"),
+        ({"of": "base", "against": "half", "compare": "difference"}, "share", "11.7 more (-7.58 to 31)"),
+    ],
+)
+def test_a_verdict_in_words(records, changes, unit, text):
+    changed = {key: value for key, value in rule(**changes).items() if value is not None}
+    assert in_words(changed, judge_claim(changed, records), unit) == text
 
 
 def test_every_rule_speaks_of_what_is_measured():

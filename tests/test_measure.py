@@ -9,11 +9,13 @@ import torch
 import yaml
 
 from kflow.checkpoint import load_model
-from kflow.data import is_here
+from kflow.data import is_here, load_data
 from kflow.metrics import load_classifier
 from kflow.records import RECORDS, Record
+from kflow.restore import Blurring, degrade
 from kflow.sample import sample
 from kflow.storage import CHECKPOINTS, ROOT
+from kflow_book import restoration
 from kflow_book.measure import (
     Trained,
     find_fault,
@@ -94,6 +96,40 @@ def test_a_part_of_a_record(name, changes):
             assert value == pytest.approx(committed, rel=0.02, abs=0.01), key
 
 
+def restored_again(name: str, task: str, **options) -> float:
+    """PSNR on the validation images of a record's run, with its chosen settings or those given, and no search."""
+    run = drawn(name)
+    if not is_here(named_experiment(run).data):
+        pytest.skip(f"the data of {run} are not here")
+    model, data = load_model(run_folder(run))[0], load_data(named_experiment(run).data)
+    _, make, noise_level = restoration.TASKS[task]
+    operator, held = make(data.shape), restoration.validation_images(data, 20)
+    peer, y = MEASUREMENTS[name].get("peer"), degrade(operator, held, noise_level, seed=1)
+    method = restoration.plug_and_play_method(model, task)
+    if peer:
+        method = restoration.peer_method(model, peer, noise_level, [])
+    chosen = options or Record.read(RECORDS / f"{run}-{name}.json").values["chosen"][task]
+    return restoration.quality(method(y, operator, **chosen), held)["psnr"].mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["restoration-searched", "restoration-searched-others", "restoration-ot-ode"])
+def test_the_chosen_settings_of_a_restoration_record(name):
+    """What the search says of them, for one task, drawn."""
+    psnr = Record.read(RECORDS / f"{drawn(name)}-{name}.json").values["validation_psnr"]
+    task = random.Random(name).choice(sorted(psnr))
+    assert restored_again(name, task) == pytest.approx(psnr[task], abs=0.02)
+
+
+@pytest.mark.slow
+def test_a_line_of_the_ablation_of_restoration():
+    name, task = "restoration-ablation", "super_resolution"
+    committed = Record.read(RECORDS / f"{drawn(name)}-{name}.json").values[f"{task}_psnr_by_change"]["denoiser"]
+    base = {"start": 0.3, "steps": 20, "exponent": 0.0}
+    for label, printed in (("ours", False), ("as cited in E.9", True)):
+        assert restored_again(name, task, printed=printed, **base) == pytest.approx(committed[label], abs=0.02)
+
+
 @pytest.mark.slow
 def test_the_record_of_classical_restoration():
     values, committed = (
@@ -107,6 +143,16 @@ def test_the_record_of_classical_restoration():
     for name in values.keys() - {"chosen"}:
         for key, value in values[name].items():
             assert value == pytest.approx(committed[name][key], rel=1e-3), (name, key)
+
+
+@pytest.mark.parametrize("width", [0.8, 1.0])
+def test_richardson_lucy_knows_that_the_blur_is_periodic(width):
+    """It commutes with rolling a picture round, and sharpens one whose content crosses the edge."""
+    blur, noise = Blurring((1, 32, 32), width), torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    truth = (2 * blur(noise)).clamp(-1, 1)
+    sharp, rolled = (restoration.richardson_lucy(blur(truth.roll(n, -1)), blur, 8) for n in (0, 9))
+    torch.testing.assert_close(sharp.roll(9, -1), rolled, atol=1e-4, rtol=0)
+    assert (sharp - truth).norm() < 0.8 * (blur(truth) - truth).norm()
 
 
 @pytest.mark.slow

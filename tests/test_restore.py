@@ -140,6 +140,18 @@ def test_a_step_by_band_is_the_plain_one_with_one_band_and_leaves_finished_bands
         assert bool(kept) is x
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_the_first_image_is_forgotten_at_k_0_and_enters_each_band_by_its_weight_later(path):
+    """With W the weights, the posterior mean of the first step moves by C W S⁻¹ W times a change of x₀."""
+    prior, y, x = gaussian(PATHS[path]), random(3, *SHAPE), random(3, *SHAPE, seed=4)
+    step = {"steps": 1, "step_size": 0.0}
+    for start in (0.0, 0.3):
+        with_x, plain = (plug_and_play(prior, y, OPERATORS[0], start=start, first=first, **step) for first in (x, None))
+        gain, w = posterior_gain(prior, start)
+        torch.testing.assert_close((with_x.data - plain.data).flatten(1), ((x - y).flatten(1) @ w) @ gain.T)
+        assert (start > 0) is bool((with_x.data - plain.data).abs().max() > 0.01)
+
+
 def test_averaging_draws_noise_anew_and_lessens_the_spread():
     prior, y = gaussian(PATHS["ordinary"]), random(1, *SHAPE).expand(2000, *SHAPE)
     single, mean = (plug_and_play(prior, y, OPERATORS[0], steps=1, averages=n) for n in (1, 4))
@@ -208,6 +220,26 @@ def test_flow_priors_is_drawn_to_the_measurement_through_a_network():
         (lambda: degrade(Operator(SHAPE), random(2, *SHAPE), -0.1), "noise_level is -0.1, allowed is 0 or more"),
         (lambda: plug_and_play(gaussian(PATHS["banded"]), random(2, *SHAPE), Operator(SHAPE), start=1.0), "start"),
         (lambda: plug_and_play(gaussian(PATHS["banded"]), random(2, *SHAPE), Downsampling(SHAPE)), "measurement"),
+        (
+            lambda: plug_and_play(gaussian(PATHS["banded"]), random(2, 1, 8, 8), Operator((1, 8, 8))),
+            r"the operator's image, for this model, has shape \(2, 1, 8, 8\), allowed is \(batch, 1, 4, 4\)",
+        ),
+        (
+            lambda: plug_and_play(
+                gaussian(PATHS["banded"]), random(2, *SHAPE), Operator(SHAPE), first=random(3, *SHAPE)
+            ),
+            r"first has shape \(3, 1, 4, 4\), allowed is \(2, 1, 4, 4\)",
+        ),
+        (
+            lambda: plug_and_play(
+                gaussian(PATHS["banded"]),
+                random(2, *SHAPE),
+                Operator(SHAPE),
+                step_by_band=True,
+                autoencoder=SimpleNamespace(encode=lambda x: x, decode=lambda z: z),
+            ),
+            "step_by_band is True with an autoencoder, allowed is a model of pixels",
+        ),
         (lambda: ot_ode(gaussian(PATHS["banded"]), random(2, *SHAPE), Operator(SHAPE), 0.1), "ordinary flow matching"),
     ],
 )

@@ -130,16 +130,27 @@ def ledger(folder: str | Path = RECORDS, path: str | Path = RULES) -> pd.DataFra
             rows.append({**row, "verdict": f"awaits {rule['awaits']}"})
         elif "choose" not in rule:
             found = judge_claim(rule, folder)
-            kind = "" if "against" not in rule else {"ratio": " ×", "difference": " more"}[rule["compare"]]
-            interval = " ({:.3g} to {:.3g})".format(*found.interval) if found.interval else ""
             unit = Record.read(Path(folder) / f"{found.records[0]}.json").units.get(rule["value"].split("/")[1])
-            kind = f" {unit}{kind}" if unit in UNITS and kind != " ×" else kind
-            row["here"] = f"{found.estimate:{'+' if kind.endswith(' more') else ''}.3g}{kind}{interval}"
+            row["here"] = in_words(rule, found, unit)
             row["rule"] = {"below": "< ", "above": "> ", "within": "within "}[rule["rule"]] + f"{rule['limit']:g}"
             needed = f"; {found.needed or 'over 100'} seeds would decide"
             needed *= found.verdict == "undecided" and found.seeds > 0
             rows.append({**row, "verdict": found.verdict + needed})
     return pd.DataFrame(rows, columns=["claim", "source", "paper", "here", "rule", "verdict"]).fillna("")
+
+
+def in_words(rule: dict[str, Any], found: Verdict, unit: str | None) -> str:
+    """What is judged, with its interval: a value, ``1.1 ×``, or ``1.44 dB less`` (of a negative difference)."""
+    numbers = (found.estimate, *(found.interval or ()))
+    unit = f" {unit}" if unit in UNITS else ""
+    kind = unit
+    if "against" in rule and rule["compare"] == "ratio":
+        kind = " ×"
+    elif "against" in rule and found.estimate < 0:
+        numbers, kind = (-numbers[0], *(-x for x in reversed(numbers[1:]))), f"{unit} less"
+    elif "against" in rule:
+        kind = f"{unit} more"
+    return f"{numbers[0]:.3g}{kind}" + (" ({:.3g} to {:.3g})".format(*numbers[1:]) if numbers[1:] else "")
 
 
 def choose_variant(folder: str | Path = RECORDS, path: str | Path = RULES) -> pd.DataFrame:

@@ -1,7 +1,9 @@
 """How Table 10 is measured: tasks, search on validation images, methods and the ablation; its table and picture.
 
 Every method sees the same measurements. Its settings are searched on validation images (of the training data, as
-the test images must not be looked at), with at most ``calls`` network calls an image, averages included.
+the test images must not be looked at), with at most ``calls`` network calls an image, averages included. Algorithm 4 is
+measured twice: from Hᵀ y, with each path's own start (``measure_restoration``), and with its start and its first image
+searched too, for every path alike (``measure_searched``).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ Method = Callable[..., Tensor]
 BATCH = 50
 HEADERS = {"psnr": "PSNR (dB)", "ssim": "SSIM"}
 PEERS = {"restoration-ot-ode": "OT-ODE", "restoration-d-flow": "D-Flow", "restoration-flow-priors": "Flow-Priors"}
+SEARCHED = ("restoration-searched", "restoration-searched-others")
 # Table 10 as printed, CelebA at 128×128.
 PAPER: dict[str, dict[str, tuple[float, float]]] = {
     "degraded": {"super_resolution": (10.17, 0.182), "inpainting": (22.12, 0.742)},
@@ -96,20 +99,28 @@ def in_batches(method: Method, measurement: Tensor, operator: Operator, **option
     return torch.cat([method(part, operator, seed=seed, **options) for seed, part in enumerate(parts)])
 
 
-def plug_and_play_method(model: KFlow) -> Method:
-    """Algorithm 4 with the paper's start; from pure noise with one band, where it is PnP-Flow."""
+def plug_and_play_method(model: KFlow, task: str) -> Method:
+    """Algorithm 4 with the paper's start; from pure noise with one band, where it is PnP-Flow.
+
+    Among its options, ``first`` is the first image by name: ``Hᵀ y`` or ``interpolated``.
+    """
     start = 0.0 if model.path.bands == 1 else 0.3
-    return lambda y, operator, **options: plug_and_play(model, y, operator, **{"start": start, **options}).data
+
+    def method(y: Tensor, operator: Operator, first: str = "Hᵀ y", **options: Any) -> Tensor:
+        image = INTERPOLATIONS[task](y, operator) if first == "interpolated" else None
+        return plug_and_play(model, y, operator, **{"start": start, "first": image, **options}).data
+
+    return method
 
 
 def measure_restoration(trained: Trained, samples: int, validation: int, calls: int, tasks: list[str]) -> Values:
-    """Algorithm 4 (PnP-Flow, with one band): step sizes are searched first, then steps against averages."""
-    method, values = plug_and_play_method(trained.model), {"chosen": {}, "validation_psnr": {}, "nfe": {}}
+    """Algorithm 4 from Hᵀ y (PnP-Flow, with one band): step sizes are searched first, then steps against averages."""
+    values: Values = {"chosen": {}, "validation_psnr": {}, "nfe": {}}
     data = load_data(trained.experiment.data)
     truth, held = measured_images(data, samples), validation_images(data, validation)
     for task in tqdm(tasks, desc=f"{trained.experiment.name}: restoration"):
         _, make, noise_level = TASKS[task]
-        operator = make(trained.shape)
+        operator, method = make(trained.shape), plug_and_play_method(trained.model, task)
         seen, y = degrade(operator, held, noise_level, seed=1), degrade(operator, truth, noise_level)
         sizes = [{"step_size": size, "exponent": e} for size, e in ((1.0, 0.0), (1.0, 0.5), (1.0, 1.0), (1.8, 0.0))]
         _, best = search(method, ({**size, "steps": calls // 2} for size in sizes), seen, operator, held)
@@ -121,6 +132,89 @@ def measure_restoration(trained: Trained, samples: int, validation: int, calls: 
         if task == "super_resolution":
             half = in_batches(method, y, operator, **{**best, "steps": best["steps"] // 2})
             values[f"{task}_half_psnr"] = float(quality(half, truth)["psnr"].mean())
+    return values
+
+
+def search_in_turn(
+    model: KFlow, task: str, calls: int, score: Callable[[Values], float]
+) -> tuple[dict[str, dict[str, float]], list[tuple[float, Values]]]:
+    """What Algorithm 4 leaves open, one thing after the other, each with the best of what came before.
+
+    Returns the PSNR by what was varied and its value, and all settings that were tried with their PSNR.
+    """
+    tried: list[tuple[float, Values]] = []
+    best: Values = {
+        "start": 0.3,
+        "first": "Hᵀ y",
+        "step_size": 1.0,
+        "exponent": 0.0,
+        "steps": calls // 4,
+        "averages": 2,
+    }
+    shapes = [(calls // n, n) for n in (1, 2, 4)] + [(calls // 2, 1), (calls // 4, 2), (calls // 4, 1)]
+    names = ("Hᵀ y", "interpolated") if task in INTERPOLATIONS else ("Hᵀ y",)
+    sizes = [(1.0, 0.0), (1.0, 0.5), (1.0, 1.0), (1.8, 0.0)]
+    starts = {  # pure noise forgets x₀, except where a velocity is silent
+        f"{start:g}, {first}": {"start": start, "first": first}
+        for start in (0.0, 0.3)
+        for first in (names if start or (model.path.bands > 1 and model.output == "velocity") else names[:1])
+    }
+    stages: dict[str, dict[str, Values]] = {
+        "start, x₀": starts,
+        "step size": (
+            {f"{c:g}·(1 − k)^{e:g}": {"step_size": c, "exponent": e} for c, e in sizes}
+            | {
+                f"(1 − w)^{e:g} by band, start {start:g}": {"step_by_band": True, "exponent": e, "start": start}
+                for e in (0.5, 1.0)
+                for start in (0.0, 0.3)
+                if model.output == "displacement"
+            }
+        ),
+        "steps × draws": {f"{steps} × {n}": {"steps": steps, "averages": n} for steps, n in shapes},
+        "start, x₀ again": starts,
+    }
+    found: dict[str, dict[str, float]] = {}
+    for stage, choices in stages.items():
+        found[stage] = {}
+        for label, change in choices.items():
+            options = {**best, **change}
+            known = [psnr for psnr, other in tried if other == options]
+            found[stage][label] = known[0] if known else score(options)
+            tried.append((found[stage][label], options))
+        best = max(tried, key=lambda one: one[0])[1]
+    return found, tried
+
+
+def measure_searched(trained: Trained, samples: int, validation: int, calls: int, tasks: list[str]) -> Values:
+    """Algorithm 4 (PnP-Flow, with one band) with its start, first image, step sizes, draws and iterations searched.
+
+    The paper's velocity output has the paper's step sizes, one for the image; with our displacement output, steps by
+    band are offered too. ``super_resolution_half_psnr``: the best of what was tried with half the network calls.
+    """
+    values: Values = {"chosen": {}, "validation_psnr": {}, "nfe": {}}
+    data = load_data(trained.experiment.data)
+    truth, held = measured_images(data, samples), validation_images(data, validation)
+    for task in tqdm(tasks, desc=f"{trained.experiment.name}: restoration, searched"):
+        _, make, noise_level = TASKS[task]
+        operator, method = make(trained.shape), plug_and_play_method(trained.model, task)
+        seen, y = degrade(operator, held, noise_level, seed=1), degrade(operator, truth, noise_level)
+        by_change, tried = search_in_turn(
+            trained.model,
+            task,
+            calls,
+            lambda options: float(quality(method(seen, operator, **options), held)["psnr"].mean()),  # noqa: B023
+        )
+        score, best = max(tried, key=lambda one: one[0])
+        values["chosen"][task], values["validation_psnr"][task] = best, score
+        values["nfe"][task] = best["steps"] * best["averages"]
+        values[f"{task}_psnr_by_change"] = by_change
+        values |= summarise(in_batches(method, y, operator, **best), truth, task)
+        if task == "super_resolution":
+            half = [one for one in tried if one[1]["steps"] * one[1]["averages"] <= calls // 2]
+            options = max(half, key=lambda one: one[0])[1]
+            restored = in_batches(method, y, operator, **options)
+            values[f"{task}_half_psnr"] = float(quality(restored, truth)["psnr"].mean())
+            values["chosen"][f"{task}_half"] = options
     return values
 
 
@@ -139,7 +233,8 @@ def peer_method(model: KFlow, peer: str, noise_level: float, spent: list[int]) -
 
 
 def measure_peer(trained: Trained, peer: str, samples: int, validation: int, calls: int, tasks: list[str]) -> Values:
-    """A peer on the same trained flow: ``ot-ode``, ``d-flow`` or ``flow-priors``."""
+    """A peer on the same trained flow: ``ot-ode`` (its settings searched first, then its steps), ``d-flow`` or
+    ``flow-priors``. One line search of D-Flow's L-BFGS serves a whole batch, where the method fits each image."""
     values: Values = {"chosen": {}, "validation_psnr": {}, "nfe": {}}
     data = load_data(trained.experiment.data)
     truth, held = measured_images(data, samples), validation_images(data, validation)
@@ -159,7 +254,8 @@ def measure_peer(trained: Trained, peer: str, samples: int, validation: int, cal
         seen, y = degrade(operator, held, noise_level, seed=1), degrade(operator, truth, noise_level)
         score, best = search(method, candidates, seen, operator, held)
         if peer == "ot-ode":
-            best = {**best, "steps": calls}
+            counts = [{**best, "steps": calls // n} for n in (1, 2, 4)]
+            score, best = search(method, counts, seen, operator, held)
         restored = in_batches(method, y, operator, **best)
         values["chosen"][task], values["validation_psnr"][task], values["nfe"][task] = best, score, spent[-1]
         values |= summarise(restored, truth, task)
@@ -195,12 +291,26 @@ def non_local_means(y: Tensor, operator: Operator, strength: float) -> Tensor:
 
 
 def richardson_lucy(y: Tensor, operator: Blurring, iterations: int) -> Tensor:
-    """On intensities in [0, 1], as the method asks for; the blur's impulse response, 13×13."""
+    """On intensities in [0, 1], as the method asks for, continued periodically as the blur is; its response: 13×13."""
     impulse = torch.zeros(1, *operator.shape)
     middle = [n // 2 for n in operator.shape[1:]]
     impulse[..., middle[0], middle[1]] = 1
     psf = operator(impulse)[0, 0, middle[0] - 6 : middle[0] + 7, middle[1] - 6 : middle[1] + 7].double().numpy()
-    return 2 * each(((y + 1) / 2).clamp(0, 1), lambda x: restoration.richardson_lucy(x, psf, iterations)) - 1
+    inner = tuple(slice(n, -n) for n in middle)
+
+    def sharpen(x: np.ndarray) -> np.ndarray:
+        padded = np.pad(x, [(n, n) for n in middle], mode="wrap")
+        return restoration.richardson_lucy(padded, psf, iterations)[inner]
+
+    return 2 * each(((y + 1) / 2).clamp(0, 1), sharpen) - 1
+
+
+# The first image that is called interpolated; a noisy image is one already. Eight iterations: enough on both sets.
+INTERPOLATIONS: dict[str, Method] = {
+    "super_resolution": bicubic,
+    "inpainting": biharmonic,
+    "deblurring": partial(richardson_lucy, iterations=8),
+}
 
 
 CLASSICAL: dict[str, tuple[str, Method, list[Values]]] = {
@@ -212,20 +322,25 @@ CLASSICAL: dict[str, tuple[str, Method, list[Values]]] = {
 }
 
 
-def measure_classical(data: str, samples: int, validation: int) -> Values:
-    """The measurement itself (Hᵀ y), and scikit-image's methods, each on its task."""
+def measure_classical(data: str, samples: int, validation: int, fewer: int) -> Values:
+    """The measurement itself (Hᵀ y), and scikit-image's methods, each on its task; bicubic and biharmonic also on the
+    ``fewer`` images of D-Flow and Flow-Priors."""
     images = load_data(data)
     truth, held = measured_images(images, samples), validation_images(images, validation)
-    values: Values = {"chosen": {}, "degraded": {}}
+    values: Values = {"chosen": {}, "validation_psnr": {}, "degraded": {}}
     for task, (_, make, noise_level) in TASKS.items():
         operator = make(images.shape)
         seen, y = degrade(operator, held, noise_level, seed=1), degrade(operator, truth, noise_level)
         values["degraded"] |= summarise(operator.adjoint(y), truth, task)
         for name, (own, method, candidates) in CLASSICAL.items():
             if own == task:
-                _, best = search(method, candidates, seen, operator, held)
-                values["chosen"][name] = best
+                score, best = search(method, candidates, seen, operator, held)
+                values["chosen"][name], values["validation_psnr"][name] = best, score
                 values[name] = summarise(method(y, operator, **best), truth, task)
+            if own == task and candidates == [{}]:
+                few = measured_images(images, fewer)
+                restored = method(degrade(operator, few, noise_level), operator)
+                values[f"{name}, {fewer} images"] = summarise(restored, few, task)
     return values
 
 
@@ -265,7 +380,7 @@ def measure_ablation(trained: Trained, samples: int, calls: int, tasks: list[str
 
 
 def measure_restoration_time(data: str, task: str, samples: int, rounds: int) -> Values:
-    """Seconds an image of every method of a task, with the settings of its record, all in turn: medians over rounds."""
+    """Processor seconds an image of every method of a task, with its record's settings, all in turn: medians."""
     _, make, noise_level = TASKS[task]
     images = load_data(data)
     operator = make(images.shape)
@@ -276,42 +391,46 @@ def measure_restoration_time(data: str, task: str, samples: int, rounds: int) ->
             uses[name] = partial(method, y, operator, **chosen[name])
     for measurement, run in table_runs(data):
         settings = Record.read(RECORDS / f"{run}-{measurement}.json").values["chosen"]
-        if task in settings:
+        if task in settings and measurement != "restoration":
             model, peer = load_model(run_folder(run))[0], load_measurements()[measurement].get("peer")
-            method = peer_method(model, peer, noise_level, []) if peer else plug_and_play_method(model)
-            uses[PEERS.get(measurement) or label_of(run)] = partial(method, y, operator, **settings[task])
+            method = peer_method(model, peer, noise_level, []) if peer else plug_and_play_method(model, task)
+            uses[label_of(run, measurement)] = partial(method, y, operator, **settings[task])
     seconds: dict[str, list[float]] = {name: [] for name in uses}
     for _ in tqdm(range(rounds), desc=f"{data}: time of {TASKS[task][0]}"):
         for name, use in uses.items():
-            start = time.perf_counter()
+            start = time.process_time()  # what else the machine does is not counted
             use()
-            seconds[name].append((time.perf_counter() - start) / samples)
+            seconds[name].append((time.process_time() - start) / samples)
     return {"seconds": {name: float(np.median(found)) for name, found in seconds.items()}}
 
 
-def label_of(run: str) -> str:
-    """A run of the table in words."""
-    kinds = {"lfm": "PnP-Flow (LFM)", "db6": "K-Flow; here db6", "db6-displacement": "K-Flow db6, displacement (ours)"}
-    return kinds[run.split("-", 1)[1]]
+def label_of(run: str, measurement: str = SEARCHED[0]) -> str:
+    """A row of the table in words."""
+    if measurement in PEERS:
+        return PEERS[measurement]
+    kind = run.split("-", 1)[1]
+    if measurement == "restoration":
+        return {"lfm": "PnP-Flow, own start", "db6": "K-Flow from Hᵀ y", "db6-displacement": "ours, from Hᵀ y"}[kind]
+    return {"lfm": "PnP-Flow (LFM)", "db6": "K-Flow; here db6", "db6-displacement": "ours: displacement, db6"}[kind]
 
 
 def table_runs(data: str) -> Iterator[tuple[str, str]]:
     """The measurements and runs of a data set's rows, in their order."""
-    for measurement in (*PEERS, "restoration"):
+    for measurement in (*PEERS, "restoration", *SEARCHED):
         for run in load_measurements().get(measurement, {}).get("runs", ()):
             if run.startswith(f"{data}-"):
                 yield measurement, run
 
 
 def cost_table(data: str, task: str = "super_resolution", folder: str | Path = RECORDS) -> pd.DataFrame:
-    """Network calls an image, and seconds (all methods timed in turn), of one task."""
+    """Network calls an image, and processor seconds (all methods timed in turn), of one task."""
     rows = {}
     for measurement, run in table_runs(data):
         values = Record.read(Path(folder) / f"{run}-{measurement}.json").values
-        if task in values["nfe"]:
-            rows[PEERS.get(measurement) or label_of(run)] = {"network calls": str(values["nfe"][task])}
+        if task in values["nfe"] and measurement != "restoration":
+            rows[label_of(run, measurement)] = {"network calls": str(values["nfe"][task])}
     for name, seconds in Record.read(Path(folder) / f"{data}-restoration-time.json").values["seconds"].items():
-        rows.setdefault(name, {"network calls": ""})["seconds an image"] = f"{seconds:.2g}"
+        rows.setdefault(name, {"network calls": ""})["processor seconds an image"] = f"{seconds:.2g}"
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -324,9 +443,13 @@ def table_10(data: str, folder: str | Path = RECORDS) -> pd.DataFrame:
     """
     classical = Record.read(Path(folder) / f"{data}-restoration-classical.json").values
     found: dict[str, Values] = {"degraded": classical["degraded"]}
-    found |= {name: classical[name] for name in CLASSICAL}
+    names = [name for name in classical if name.split(",")[0] in CLASSICAL]
+    if not any(measurement == "restoration-d-flow" for measurement, _ in table_runs(data)):
+        names = [name for name in names if name in CLASSICAL]  # nothing else is on fewer images
+    found |= {name: classical[name] for name in names}
     for measurement, run in table_runs(data):
-        found[PEERS.get(measurement) or label_of(run)] = Record.read(Path(folder) / f"{run}-{measurement}.json").values
+        values = Record.read(Path(folder) / f"{run}-{measurement}.json").values
+        found[label_of(run, measurement)] = found.get(label_of(run, measurement), {}) | values
     rows = {}
     for name in [*found, *(name for name in PAPER if name not in found)]:
         row: Values = {}
@@ -344,6 +467,12 @@ def table_10(data: str, folder: str | Path = RECORDS) -> pd.DataFrame:
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
     frame.columns = pd.MultiIndex.from_tuples(frame.columns)
     return frame[[c for c in frame if c[0].startswith("paper")] + [c for c in frame if c[0].startswith("here")]]
+
+
+def table_minutes(data: str, folder: str | Path = RECORDS) -> float:
+    """What a data set's rows took to compute in minutes, searches included, as its records say."""
+    names = [f"{run}-{measurement}" for measurement, run in table_runs(data)] + [f"{data}-restoration-classical"]
+    return sum(Record.read(Path(folder) / f"{name}.json").seconds for name in names) / 60
 
 
 def by_task(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -366,14 +495,41 @@ def ablation_table(runs: Iterable[str], folder: str | Path = RECORDS) -> pd.Data
     return pd.DataFrame(columns).rename_axis(["change", "value"])
 
 
-def restore_live(models: dict[str, KFlow], task: str, truth: Tensor, calls: int) -> dict[str, Tensor]:
-    """Degraded, each model's restoration with the settings of its record, and the truth; ``calls`` bounds the steps."""
+def first_table(data: str, folder: str | Path = RECORDS) -> pd.DataFrame:
+    """PSNR (dB) on validation images by start and x₀, 10 steps of 2 draws, γ = 1; the last row: without a flow."""
+    columns: dict[tuple[str, str], dict[str, float]] = {}
+    classical = Record.read(Path(folder) / f"{data}-restoration-classical.json").values["validation_psnr"]
+    for task, (title, *_) in TASKS.items():
+        best = max(classical[name] for name, (own, *_) in CLASSICAL.items() if own == task)
+        for measurement, run in table_runs(data):
+            values = Record.read(Path(folder) / f"{run}-{measurement}.json").values
+            if measurement in SEARCHED and task in values["nfe"]:
+                found = values[f"{task}_psnr_by_change"]["start, x₀"]
+                columns[title, label_of(run)] = {**found, "best classical method": best}
+    frame = pd.DataFrame(columns).rename_axis("start, x₀")
+    return pd.concat([frame.drop("best classical method").sort_index(), frame.loc[["best classical method"]]])
+
+
+def restore_live(data: str, task: str, truth: Tensor, calls: int) -> dict[str, Tensor]:
+    """Degraded, every method's restoration with the settings of its record, and the truth.
+
+    ``calls`` bounds the steps, but those of D-Flow and Flow-Priors, which do nothing within so few.
+    """
     _, make, noise_level = TASKS[task]
     operator = make(tuple(truth.shape[1:]))
     y = degrade(operator, truth, noise_level)
     pictures = {"degraded": operator.adjoint(y)}
-    for run, model in models.items():
-        chosen = Record.read(RECORDS / f"{run}-restoration.json").values["chosen"][task]
-        chosen = {**chosen, "steps": min(chosen["steps"], calls)}
-        pictures[label_of(run)] = plug_and_play_method(model)(y, operator, **chosen)
+    classical = Record.read(RECORDS / f"{data}-restoration-classical.json").values["chosen"]
+    pictures |= {
+        name: method(y, operator, **classical[name]) for name, (own, method, _) in CLASSICAL.items() if own == task
+    }
+    for measurement, run in table_runs(data):
+        chosen = Record.read(RECORDS / f"{run}-{measurement}.json").values["chosen"]
+        peer = load_measurements()[measurement].get("peer")
+        if task in chosen and measurement != "restoration":
+            model, options = load_model(run_folder(run))[0], chosen[task]
+            if peer in (None, "ot-ode"):
+                options = {**options, "steps": min(options["steps"], calls)}
+            method = peer_method(model, peer, noise_level, []) if peer else plug_and_play_method(model, task)
+            pictures[label_of(run, measurement)] = method(y, operator, **options)
     return {**pictures, "truth": truth}
