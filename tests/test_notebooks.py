@@ -15,8 +15,6 @@ from kflow.storage import RUNS
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = ("smoke", "companion", "paper")
-# Their figures have no alternative text yet: these three were being rewritten while the others got theirs.
-AWAIT_ALTERNATIVE_TEXT = {"09_restoration"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -50,9 +48,7 @@ def shows_figure(code: ast.AST, functions: set[str]) -> bool:
     return bool(called & {"figures.show", *functions}) or any(x.startswith("fig") for x in displayed)
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in NOTEBOOKS if path.stem not in AWAIT_ALTERNATIVE_TEXT], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_figure_has_alternative_text(path):
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     parsed = [ast.parse(cell.source) for cell in cells]
