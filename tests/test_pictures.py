@@ -13,16 +13,19 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from kflow import metrics
-from kflow.data import DATA, describe_data, images_of, is_here, load_data, to_float, to_pixels, to_uint8
+from kflow.data import DATA, Images, describe_data, images_of, is_here, load_data, to_float, to_pixels, to_uint8
 from kflow.data.latents import StableDiffusionAutoencoder
 from kflow.experiment import Experiment
 from kflow.networks import Classifier
+from kflow.restore import Downsampling, degrade, plug_and_play
 from kflow.sample import sample
 from kflow.storage import WEIGHTS, write_folder
 from kflow.train import train
-from kflow_book import pictures
+from kflow_book import at_scale, pictures
 from kflow_book.dry_run import find_problems
+from kflow_book.measure import Trained
 from kflow_book.pictures import Pictures, crop_picture, encode_shards, find_autoencoder, read_shards, shard_folder
+from kflow_book.restoration import bicubic
 
 ROOT = Path(__file__).parents[1]
 COUNT = 10
@@ -138,6 +141,24 @@ def test_the_whole_way_from_files_to_a_measurement(name, place, vae, tmp_path, c
     values = metrics.fidelity(*found)  # measure
     assert values["fd"] > 0 and 0 <= values["recall"] <= 1
     assert metrics.fidelity(found[1], found[1])["fd"] == pytest.approx(0, abs=1e-6)
+    if name == "celebahq":
+        restore_some(Trained(run.model, experiment), images)
+
+
+def restore_some(trained: Trained, images: Images) -> None:
+    """Table 10's last step of the way: what the chosen settings give, by the algorithm itself."""
+    settings = {"samples": 2, "validation": 2, "calls": 2, "search_calls": 1, "tasks": ["super_resolution"]}
+    values = at_scale.measure_restoration(trained, start=0.3, **settings)
+    chosen = dict(values["chosen"]["super_resolution"])
+    truth, operator = to_float(images.test[torch.tensor([0, COUNT - 1])]), Downsampling((3, 256, 256))
+    seen = degrade(operator, truth, 0.05)
+    first = bicubic(seen, operator) if chosen.pop("interpolated") else None
+    options = {"start": 0.3, "first": first, "autoencoder": find_autoencoder(), **chosen}
+    restored = plug_and_play(trained.model, seen, operator, **options).data
+    error = (restored.clamp(-1, 1) - truth).square().mean((1, 2, 3))
+    assert values["nfe"] == {"super_resolution": 2} and chosen["steps"] == 2
+    assert values["super_resolution_psnr"] == pytest.approx(float((10 * (4 / error).log10()).mean()), abs=1e-3)
+    assert len(values["super_resolution_ssim_interval"]) == 2
 
 
 def test_pictures_are_read_as_they_are_stored(place):

@@ -22,14 +22,16 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 from tqdm.auto import tqdm
 
 from kflow import metrics
-from kflow.data import images_of, to_uint8
+from kflow.data import describe_data, images_of, to_uint8
 from kflow.ranks import gather
+from kflow.restore import Operator, degrade, plug_and_play
 from kflow.storage import CARD, CHECKPOINTS
-from kflow_book import protocols
+from kflow_book import protocols, restoration
 from kflow_book.measure import Trained
 
 Values = dict[str, Any]
 PART = 500  # samples or real images at a time: those of a part are computed by one rank
+RESTORED = 10  # images restored at a time
 
 
 @cache
@@ -143,3 +145,50 @@ def measure_evaluations(trained: Trained, samples: int, tolerance: float) -> Val
     device = start_ranks().device
     trained = replace(trained, model=trained.model.to(device), device=device)
     return protocols.measure_evaluations(trained, samples, tolerance)
+
+
+def measure_restoration(
+    trained: Trained, samples: int, validation: int, calls: int, search_calls: int, start: float, tasks: list[str]
+) -> Values:
+    """Algorithm 4 among latents, PnP-Flow for a run with one band (Table 10): PSNR and SSIM of held-out images.
+
+    The data step stays among the pixels; images are shared out over ranks.
+
+    Args:
+        trained: a run on latents.
+        samples, validation: test images, and training images on which step sizes and first image are searched.
+        calls, search_calls: steps of one network call, for the table and in the search.
+        start: k of the first step; 0.3 in the paper, 0 for PnP-Flow.
+        tasks: of :data:`kflow_book.restoration.TASKS`.
+    """
+    fabric, data = start_ranks(), images_of(trained.experiment.data)
+    make_autoencoder = describe_data(trained.experiment.data).autoencoder
+    if make_autoencoder is None:
+        raise ValueError(f"data is {trained.experiment.data}, allowed are latents: of pixels, measure restoration")
+    model, autoencoder = trained.model.to(fabric.device), make_autoencoder()
+    truth, held = restoration.measured_images(data, samples), restoration.validation_images(data, validation)
+    values: Values = {"chosen": {}, "validation_psnr": {}, "nfe": {task: calls for task in tasks}}
+    for task in tasks:
+        _, make, noise_level = restoration.TASKS[task]
+        operator = make(tuple(truth.shape[1:]))
+
+        def method(y: Tensor, operator: Operator, interpolated: bool, **options: Any) -> Tensor:
+            def compute(part: slice) -> Tensor:
+                first = restoration.INTERPOLATIONS[task](y[part], operator) if interpolated else None  # noqa: B023
+                first = None if first is None else first.to(fabric.device)
+                options_of = {"start": start, "first": first, "autoencoder": autoencoder, "seed": part.start, **options}
+                return plug_and_play(model, y[part].to(fabric.device), operator, **options_of).data.cpu()
+
+            return over_ranks(compute, len(y), fabric, RESTORED)
+
+        candidates = [
+            {"interpolated": first, "step_size": size, "exponent": exponent, "steps": search_calls}
+            for first in ((False, True) if start and task in restoration.INTERPOLATIONS else (False,))
+            for size, exponent in ((1.0, 0.0), (1.0, 0.5), (1.0, 1.0), (1.8, 0.0))
+        ]
+        seen = degrade(operator, held, noise_level, seed=1)
+        score, best = restoration.search(method, candidates, seen, operator, held)
+        values["chosen"][task], values["validation_psnr"][task] = {**best, "steps": calls}, score
+        restored = method(degrade(operator, truth, noise_level), operator, **values["chosen"][task])
+        values |= restoration.summarise(restored, truth, task)
+    return values

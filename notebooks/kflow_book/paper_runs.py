@@ -70,7 +70,7 @@ def list_commands(files: list[Path]) -> str:
         lines += [f"# {describe_rows(path)}", f"{start} -m kflow.train {path.relative_to(ROOT)}"]
         for name, settings in measurements.items():
             if run in settings.get("runs", ()):
-                alone = "measure_at_scale" not in settings["measure"]
+                alone = not settings["measure"].endswith(("measure_at_scale", "measure_restoration"))
                 lines.append(f"{'python' if alone else start} -m kflow_book.measure {name} runs/{run}")
         lines.append("")
     return "\n".join(lines)
