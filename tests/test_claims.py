@@ -153,4 +153,4 @@ def test_every_verdict_stands_on_records():
     for each in load_rules():
         if "awaits" not in each and "choose" not in each:
             assert all((RECORDS / f"{name}.json").exists() for name in judge_claim(each).records)
-    assert set(table["verdict"].str.split(" ").str[0].str.strip(",")) <= {"supported", "not", "undecided", "awaits"}
+    assert set(table["verdict"].str.split(" ").str[0].str.strip(",;")) <= {"supported", "not", "undecided", "awaits"}
