@@ -75,9 +75,10 @@ def kept_beside(
         found = pd.DataFrame([{band: r.values[f"{band}_kept_by_{shared}_noise"] for band in BANDS} for r in records])
         spread = found.std() if len(found) > 1 else None
         shown = [f"{round(found[b].mean(), 2) + 0.0:.2f}" for b in BANDS]  # and no -0.00
-        rows[name] = shown if spread is None else [f"{x} ± {spread[b]:.2f}" for x, b in zip(shown, BANDS)]
-    rows["independent pairs"] = ["0", "0"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["low band kept", "high band kept"])
+        shown = shown if spread is None else [f"{x} ± {spread[b]:.2f}" for x, b in zip(shown, BANDS)]
+        rows[name] = [*shown, len(found)]
+    rows["independent pairs"] = ["0", "0", ""]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["low band kept", "high band kept", "seeds"])
 
 
 def redrawn_figure(model: KFlow, columns: int = 5, seed: int = 0, steps: int = 30) -> Figure:
