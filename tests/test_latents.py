@@ -8,6 +8,7 @@ from kflow.data import Images, decode, describe_data, encode, is_here, load_auto
 from kflow.data import latents as latents_module
 from kflow.data.latents import StableDiffusionAutoencoder, encode_data
 from kflow.networks import Autoencoder
+from kflow_book import training
 from kflow_book.training import psnr, train_autoencoder
 
 SIZES = {"channels": 4, "factor": 4, "width": 16, "depth": 1}
@@ -40,6 +41,28 @@ def test_training_beats_the_best_constant_image_and_keeps_its_promises(few, trai
     assert z.mean((0, 2, 3)).abs().max() < 0.01 and (z.std((0, 2, 3)) - 1).abs().max() < 0.01
     with pytest.raises(FileExistsError):
         train_autoencoder(few, folder, images=32, **SIZES)
+
+
+def test_a_training_that_was_cut_goes_on_and_ends_the_same(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "STATE_IMAGES", 64)
+    options = {"images": 8 * 32, "batch_size": 32, "progress": False, **SIZES}
+    whole = train_autoencoder(few, tmp_path / "whole", **options)
+    real, calls = Autoencoder.loss, []
+
+    def loss(self, *arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Autoencoder, "loss", loss)
+    with pytest.raises(KeyboardInterrupt):
+        train_autoencoder(few, tmp_path / "cut", **options)
+    assert not (tmp_path / "cut").exists()
+    again = train_autoencoder(few, tmp_path / "cut", **options)
+    assert len(calls) == 6 + 4, "from the state after four steps"
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"], "the state is gone"
 
 
 def test_a_data_set_is_encoded_once(few, trained, tmp_path, monkeypatch):

@@ -1,21 +1,107 @@
-"""Training the networks that measure and encode: judges, feature networks, autoencoders."""
+"""Training the networks that measure and encode: judges, feature networks, autoencoders.
+
+python -m kflow_book.training NAME ...    trains those of NETWORKS into runs/, and goes on with what was cut
+"""
 
 from __future__ import annotations
 
+import math
+import shutil
+import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from kflow.data import Images, decode, encode, to_float, to_uint8
+from kflow.data import Images, decode, encode, load_data, to_float, to_uint8
 from kflow.experiment import bf16_is_native
 from kflow.metrics import agreement
 from kflow.networks import Autoencoder, Classifier
-from kflow.storage import WEIGHTS, write_folder
+from kflow.storage import RUNS, WEIGHTS, read_folder, write_folder
+
+STATE_IMAGES = 100_000  # between two states of a training, from which it goes on after an interruption
+
+
+def fit(
+    module: nn.Module,
+    loss: Callable[[], tuple[Tensor, Tensor]],
+    folder: Path,
+    images: int,
+    batch_size: int,
+    seed: int,
+    learning_rate: float,
+    weight_decay: float,
+    warm_up: float,
+    clip_norm: float = math.inf,
+    **bar: Any,
+) -> dict[str, Any]:
+    """Train a module: AdamW, one-cycle learning rate, bf16 where the processor has it.
+
+    Now and then the state is written beside ``folder``, and the random state set anew from the seed and the step; so a
+    training that was cut goes on, and ends on one machine as one that was not.
+
+    Args:
+        loss: of one batch that it draws itself, and an error for the progress bar: two scalars.
+        warm_up: share of the steps in which the learning rate rises.
+        bar: options of the progress bar.
+
+    Returns what the card says of it: ``images``, ``seed`` and ``seconds``, over all interruptions.
+    """
+    steps, every = images // batch_size, STATE_IMAGES // batch_size
+    optimizer = torch.optim.AdamW(module.parameters(), weight_decay=weight_decay, fused=True)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=warm_up)
+    state = folder.with_name(f"{folder.name}-state")
+    start, seconds = resume(state, module, optimizer)
+    rates.last_epoch = start
+    started, progress = time.perf_counter() - seconds, tqdm(initial=start, total=steps, mininterval=0.5, **bar)
+    for step in range(start, steps):
+        if step and step % every == 0:
+            if step > start:
+                moments = optimizer.state_dict()["state"].items()
+                found = {f"{i}.{name}": value for i, values in moments for name, value in values.items()}
+                tensors = {WEIGHTS: module.state_dict(), "optimizer.safetensors": found}
+                facts = {name: optimizer.param_groups[0][name] for name in ("lr", "betas")}
+                facts |= {"step": step, "seconds": time.perf_counter() - started}
+                write_folder(state / f"{step:09d}", tensors, facts)
+                for old in sorted(state.glob("[0-9]*"))[:-2]:
+                    shutil.rmtree(old)
+            torch.manual_seed(seed * 1_000_003 + step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16_is_native("cpu")):
+            value, error = loss()
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+        optimizer.step()
+        rates.step()
+        progress.update()
+        if step % 20 == 0:
+            progress.set_postfix(error=f"{float(error):.4g}")
+    progress.close()
+    shutil.rmtree(state, ignore_errors=True)
+    module.eval().requires_grad_(False)
+    return {"images": steps * batch_size, "seed": seed, "seconds": time.perf_counter() - started}
+
+
+def resume(state: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Load the newest state that :func:`fit` wrote, if there is one; its step, and the seconds trained until then."""
+    places = sorted(state.glob("[0-9]*"))
+    if not places:
+        return 0, 0.0
+    tensors, card = read_folder(places[-1], "step", "seconds", "lr", "betas")
+    module.load_state_dict(tensors[WEIGHTS])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors["optimizer.safetensors"].items():
+        index, _, name = key.partition(".")
+        moments.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    optimizer.param_groups[0] |= {name: card[name] for name in ("lr", "betas")}
+    return card["step"], card["seconds"]
 
 
 def train_autoencoder(
@@ -31,7 +117,7 @@ def train_autoencoder(
 ) -> Autoencoder:
     """Train an autoencoder on the training images and their mirror images, and write it with its card.
 
-    AdamW with a one-cycle learning rate; bf16 where the processor has it. The card holds the held-out PSNR.
+    The card holds the held-out PSNR, and mean and standard deviation of the latents over the training images.
 
     Args:
         data: what to train on; the test images are only measured on.
@@ -42,30 +128,20 @@ def train_autoencoder(
 
     Raises FileExistsError: the folder exists.
     """
-    if Path(folder).exists():
-        raise FileExistsError(f"{folder} exists: remove it first, nothing is overwritten")
+    folder = new_folder(folder)
     sizes = {"channels": 4, "factor": data.shape[1] // 16, **sizes}
     torch.manual_seed(seed)
-    started = time.perf_counter()
     autoencoder = Autoencoder(data.shape, **sizes)
-    optimizer = torch.optim.AdamW(autoencoder.parameters(), weight_decay=0.01, fused=True)
-    steps = images // batch_size
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-    bar = tqdm(range(steps), desc=f"{data.name}: autoencoder", disable=not progress, mininterval=0.5)
-    for step in bar:
+
+    def loss() -> tuple[Tensor, Tensor]:
         batch = to_float(data.train[torch.randint(len(data.train), (batch_size,))])
         mirrored = torch.rand(batch_size, 1, 1, 1) < 0.5
-        batch = torch.where(mirrored, batch.flip(3), batch)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16_is_native("cpu")):
-            loss, error = autoencoder.loss(batch, kl_weight)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
-        optimizer.step()
-        rates.step()
-        if step % 20 == 0:
-            bar.set_postfix(psnr=f"{-10 * float((error / 4).log10()):.2f} dB")
-    autoencoder.eval().requires_grad_(False).half().float()  # measured as it is written
+        return autoencoder.loss(torch.where(mirrored, batch.flip(3), batch), kl_weight)
+
+    options = {"weight_decay": 0.01, "warm_up": 0.1, "clip_norm": 1.0, "disable": not progress}
+    name = f"{data.name}: autoencoder"
+    facts = fit(autoencoder, loss, folder, images, batch_size, seed, learning_rate, **options, desc=name)
+    autoencoder.half().float()  # measured as it is written
     latents = encode(data.train, autoencoder).float()
     autoencoder.latent_mean.copy_(latents.mean((0, 2, 3))[:, None, None])
     autoencoder.latent_scale.copy_(latents.std((0, 2, 3))[:, None, None])
@@ -73,15 +149,22 @@ def train_autoencoder(
         "data": data.name,
         "data_hash": data.hash,
         "autoencoder": {"shape": list(data.shape), **sizes},
-        "images": steps * batch_size,
+        **facts,
         "kl_weight": kl_weight,
-        "seed": seed,
         "test_psnr": psnr(data.test, autoencoder),
-        "seconds": time.perf_counter() - started,
+        "latent_mean": autoencoder.latent_mean.flatten().tolist(),
+        "latent_scale": autoencoder.latent_scale.flatten().tolist(),
     }
     weights = {name: t.half() if "latent_" not in name else t for name, t in autoencoder.state_dict().items()}
-    write_folder(Path(folder), {WEIGHTS: weights}, card)
+    write_folder(folder, {WEIGHTS: weights}, card)
     return autoencoder
+
+
+def new_folder(folder: str | Path) -> Path:
+    """The folder, if there is none yet; otherwise a FileExistsError."""
+    if Path(folder).exists():
+        raise FileExistsError(f"{folder} exists: remove it first, nothing is overwritten")
+    return Path(folder)
 
 
 def psnr(images: Tensor, autoencoder: Autoencoder) -> float:
@@ -121,27 +204,20 @@ def train_classifier(
 
     Raises FileExistsError: the folder exists.
     """
-    if Path(folder).exists():
-        raise FileExistsError(f"{folder} exists: remove it first, nothing is overwritten")
+    folder = new_folder(folder)
     torch.manual_seed(seed)
-    started = time.perf_counter()
     classifier = Classifier(data.shape, len(data.classes), width).to(memory_format=torch.channels_last)
-    steps = images // batch_size
-    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.05)
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    for _ in tqdm(range(steps), desc="classifier", disable=not progress):
+
+    def loss() -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(data.train), (batch_size,))
-        views = jitter(to_float(data.train[chosen]))
+        views, labels = jitter(to_float(data.train[chosen])), data.train_labels[chosen]
         if mirror:
             views = torch.where(torch.rand(batch_size, 1, 1, 1) < 0.5, views.flip(3), views)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16_is_native("cpu")):
-            logits = classifier(change_tone(views) if tone else views)
-        loss = F.cross_entropy(logits.float(), data.train_labels[chosen], label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        rates.step()
-    classifier.eval().requires_grad_(False)
+        logits = classifier(change_tone(views) if tone else views).float()
+        return F.cross_entropy(logits, labels, label_smoothing=0.05), (logits.argmax(1) != labels).float().mean()
+
+    options = {"learning_rate": 3e-3, "weight_decay": 0.05, "warm_up": 0.3, "disable": not progress}
+    facts = fit(classifier, loss, folder, images, batch_size, seed, **options, desc=f"{data.name}: classifier")
     with torch.no_grad():  # features standardised over the training images, so that every stage counts
         features = torch.cat([classifier.features(to_float(part)) for part in data.train.split(500)])
         classifier.feature_mean.copy_(features.mean(0))
@@ -151,17 +227,15 @@ def train_classifier(
     card = {
         "data": data.name,
         "data_hash": data.hash,
-        "images": steps * batch_size,
-        "seed": seed,
+        **facts,
         "width": width,
         "tone": tone,
         "mirror": mirror,
         "test_accuracy": accuracy,
         "test_images": len(data.test),
-        "seconds": time.perf_counter() - started,
     }
     weights = {name: t.half() if t.is_floating_point() else t for name, t in classifier.state_dict().items()}
-    write_folder(Path(folder), {WEIGHTS: weights}, card)
+    write_folder(folder, {WEIGHTS: weights}, card)
     return classifier
 
 
@@ -181,3 +255,29 @@ def change_tone(images: Tensor, contrast: float = 0.3, noise: float = 0.15) -> T
     """Contrast lowered by a share of up to ``contrast``, and white noise of up to ``noise``, at random."""
     lost, level = torch.rand(2, len(images), 1, 1, 1)
     return images * (1 - contrast * lost) + noise * level * torch.randn_like(images)
+
+
+#: The networks that measure and encode: what trains each of them.
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "digits-judge": partial(train_classifier, seed=0),
+    "digits-features": partial(train_classifier, seed=1, width=16, tone=True),
+    "faces-features": partial(train_classifier, images=200_000, seed=1, width=24, tone=True, mirror=True),
+    "faces-autoencoder": partial(train_autoencoder, images=250_000),
+    "cifar10-judge": partial(train_classifier, images=750_000, seed=0, width=48, mirror=True),
+    "cifar10-features": partial(train_classifier, images=400_000, seed=1, width=32, tone=True, mirror=True),
+    "cifar10-autoencoder": partial(train_autoencoder, images=250_000),
+}
+
+
+def main(names: list[str]) -> None:
+    """The command line."""
+    if not names or set(names) - NETWORKS.keys():
+        raise SystemExit(f"usage: python -m kflow_book.training NAME ..., with NAME one of {', '.join(NETWORKS)}")
+    for name in names:
+        if not (RUNS / name).exists():
+            NETWORKS[name](load_data(name.partition("-")[0]), RUNS / name)
+        print(f"{RUNS / name} is there")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
