@@ -53,6 +53,7 @@ def exchange_band(images: Tensor, decomposition: KAmplitude, band: int) -> Tenso
     return images + decomposition.split(other - images)[band]
 
 
+HELD_OUT = 5000  # images at most, as many as are generated
 SHARES = {"_precision": "precision", "_recall": "recall"}
 IMBALANCE = (0.0, 0.25, 0.5, 0.75, 1.0)
 DEGRADATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ...]]] = {
@@ -65,39 +66,45 @@ DEGRADATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ..
 }
 
 
-def calibrate(data: Images, network: str | Path, progress: bool = True) -> dict[str, Any]:
+def held_out(data: Images) -> Tensor:
+    """The held-out images that samples are compared with, at most 5,000."""
+    return data.test[:: -(-len(data.test) // HELD_OUT)]
+
+
+def calibrate(data: Images, network: str | Path, images: int | None = None, progress: bool = True) -> dict[str, Any]:
     """Fréchet distances of spoilt training images to the held-out ones, means over disjoint draws of equal count.
 
     Args:
         data, network: the data set; the network as for :func:`~kflow.metrics.extract_features`.
+        images: how many training images are spoilt; None: all.
 
     Returns:
-        ``floor`` and its draws (untouched images in random order), ``floor_balanced`` and its draws (as many of each
-        class in every draw, as in the held-out set and in class-conditional samples), precision and recall of both; of
-        every degradation a mapping from strength to distance; ``imbalance``, by the share of the images of the upper
-        half of classes that are replaced by such of the lower half; ``exchange``, by decomposition and band; ``count``,
-        of disjoint sets of training images, by size.
+        ``floor`` and its draws (all untouched images in random order), ``floor_balanced`` and its draws (as many of
+        each class in every draw, as in the held-out set and in class-conditional samples; only where the classes are
+        equally large), precision and recall of both; of every degradation a mapping from strength to distance;
+        ``imbalance``, by the share of the images of the upper half of classes that are replaced by such of the lower
+        half; ``exchange``, by decomposition and band; ``count``, of disjoint sets of training images, by size.
     """
-    clean, count = to_float(data.train), len(data.test)
-    real = extract_features(data.test, network, progress=False)
-    order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(0))
-    clean, labels = clean[order], data.train_labels[order]
-
-    def distances(images: Tensor) -> list[float]:
-        features = extract_features(to_uint8(images), network, progress=False)
-        return [frechet_distance(part, real) for part in features.split(count) if len(part) == count]
+    test = held_out(data)
+    real, count = extract_features(test, network, progress=False), len(test)
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
+    untouched, labels = extract_features(data.train[order], network, progress=False), data.train_labels[order]
 
     def mean(images: Tensor) -> float:
-        draws = distances(images)
+        features = extract_features(to_uint8(images), network, progress=False)
+        draws = [frechet_distance(part, real) for part in features.split(count) if len(part) == count]
         return sum(draws) / len(draws)
 
     found: dict[str, Any] = {}
-    balanced = torch.stack([(labels == c).nonzero().flatten() for c in range(len(data.classes))], 1).flatten()
-    for name, chosen in {"floor": slice(None), "floor_balanced": balanced}.items():
-        features = extract_features(to_uint8(clean[chosen]), network, progress=False)
-        draws = fidelity_of_draws(features, real)
+    members = [(labels == c).nonzero().flatten() for c in range(len(data.classes))]
+    chosen = {"floor": torch.arange(len(labels))}
+    if len({*map(len, members)}) == 1:
+        chosen["floor_balanced"] = torch.stack(members, 1).flatten()
+    for name, those in chosen.items():
+        draws = fidelity_of_draws(untouched[those], real)
         found[f"{name}_draws"] = draws["fd"]
         found |= {name + end: sum(draws[k]) / len(draws[k]) for end, k in {"": "fd", **SHARES}.items()}
+    clean, labels = to_float(data.train[order[:images]]), labels[:images]
     for name, (spoil, strengths) in tqdm(DEGRADATIONS.items(), desc="degradations", disable=not progress):
         found[name] = {str(strength): mean(spoil(clean, strength)) for strength in strengths}
     upper = labels >= len(data.classes) // 2
@@ -114,11 +121,10 @@ def calibrate(data: Images, network: str | Path, progress: bool = True) -> dict[
         for name, decomposition in bands.items()
         for band, part in enumerate(("low", "high"))
     }
-    features = extract_features(to_uint8(clean), network, progress=False)
-    half = len(features) // 2
+    half = len(untouched) // 2
     found["count"] = {
-        str(n): frechet_distance(features[:n], features[half : half + n])
-        for n in (50, 100, 200, 500, 1000, 2000)
+        str(n): frechet_distance(untouched[:n], untouched[half : half + n])
+        for n in (50, 100, 200, 500, 1000, 2000, 5000, 10_000)
         if n <= half
     }
     return found

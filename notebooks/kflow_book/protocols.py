@@ -15,23 +15,22 @@ from tqdm.auto import tqdm
 
 from kflow import metrics
 from kflow.amplitude import PCA, Fourier, Identity, Meyer, Wavelet
-from kflow.data import images_of, load_data, to_uint8
+from kflow.data import decode, describe_data, encode, images_of, load_data, to_float, to_uint8
 from kflow.flow.schedule import band_intervals
 from kflow.sample import grid, sample
 from kflow.storage import CHECKPOINTS
-from kflow_book.calibration import calibrate
+from kflow_book.calibration import calibrate, held_out
 from kflow_book.measure import Trained
 
 Values = dict[str, Any]
-HELD_OUT = 5000  # images at most: as many as are generated
 
 
 @cache
 def real_features(data: str, features: str) -> tuple[Tensor, Tensor]:
     """Features of the training and of the held-out images (at most 5,000); of latents, those of their images."""
     images = images_of(data)
-    held_out = images.test[:: -(-len(images.test) // HELD_OUT)]
-    return tuple(metrics.extract_features(x, CHECKPOINTS / features, progress=False) for x in (images.train, held_out))
+    sets = (images.train, held_out(images))
+    return tuple(metrics.extract_features(x, CHECKPOINTS / features, progress=False) for x in sets)
 
 
 def measure_fidelity(
@@ -270,6 +269,28 @@ def measure_energy(data: str, bands: dict[str, int], resamples: int) -> Values:
     return {"norms": means, "largest_ratio": largest(slice(None)), "largest_ratio_interval": interval.tolist()}
 
 
-def measure_calibration(data: str, features: str) -> Values:
+def measure_calibration(data: str, features: str, images: int | None = None) -> Values:
     """What the feature network sees in real images: :func:`~kflow_book.calibration.calibrate`."""
-    return calibrate(load_data(data), CHECKPOINTS / features)
+    return calibrate(load_data(data), CHECKPOINTS / features, images)
+
+
+def measure_reconstruction(data: str, features: str, judge: str = "") -> Values:
+    """What an autoencoder keeps of the held-out images: the bound of what any flow in its latents can reach.
+
+    The distance is that of the reconstructions of one half of the images to the other half; ``floor`` is that of the
+    first half itself. ``judge`` tells the classes of the images and of their reconstructions.
+    """
+    images, autoencoder = load_data(data), describe_data(f"{data}-latents").autoencoder()
+    again = to_uint8(decode(encode(images.test, autoencoder, desc=f"{data}: encoding"), autoencoder))
+    errors = (again.double() - images.test.double()).square().flatten(1).mean(1)
+    psnr = 10 * (255**2 / errors.clamp(min=1e-3)).log10()
+    sets = (images.test[::2], again[::2], images.test[1::2])
+    first, reconstructed, second = (metrics.extract_features(x, CHECKPOINTS / features, progress=False) for x in sets)
+    values: Values = {"psnr": float(psnr.mean()), "psnr_sd": float(psnr.std()), "count": len(second)}
+    values |= {"floor": metrics.frechet_distance(first, second)}
+    values |= {"fd": metrics.frechet_distance(reconstructed, second)}
+    if judge:
+        classifier, _ = metrics.load_classifier(CHECKPOINTS / judge)
+        for name, x in {"agreement_images": images.test, "agreement_reconstructed": again}.items():
+            values[name] = metrics.agreement(classifier, to_float(x), images.test_labels)
+    return values
