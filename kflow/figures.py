@@ -25,6 +25,8 @@ WIDTH = 7.2  # inches: a page of the book
 #: Okabe and Ito's colours, which colour-blind readers tell apart: one for each band, low scaling first.
 BAND_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "0.45"
+#: The models that several charts show have one colour in all of them; others take what is left, in turn.
+MODEL_COLOURS = dict(zip(("LFM", "Fourier", "db6", "PCA", "db6, reversed"), ("black", *BAND_COLOURS)))
 STYLE = {
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -217,7 +219,7 @@ def line_chart(
     """
     parts = dict(tuple(frame.groupby(panels, sort=False))) if panels else {"": frame}
     models = list(frame["model"].unique())
-    colours = dict(zip(models, ("black", *BAND_COLOURS))) if len(models) > 1 else {models[0]: BAND_COLOURS[0]}
+    colours = model_colours(models)
     figure, axes = make_axes(2.9, 1, len(parts), sharey=True)
     marks = {"marker": "o", "ms": 4} if dots else {}
     for axis, (title, part) in zip(axes[0], parts.items()):
@@ -234,6 +236,15 @@ def line_chart(
         patches = [Patch(color=colour, label=label) for label, colour in colours.items()]
         figure.legend(handles=patches, loc="outside lower center", ncols=4, handlelength=1, handleheight=1)
     return figure
+
+
+def model_colours(models: Sequence[str]) -> dict[str, str]:
+    """The colour of each model of a chart."""
+    if len(models) == 1:
+        return {models[0]: BAND_COLOURS[0]}
+    fixed = {name: MODEL_COLOURS[name] for name in models if name in MODEL_COLOURS}
+    left = iter([colour for colour in ("black", *BAND_COLOURS) if colour not in fixed.values()])
+    return {name: fixed.get(name) or next(left) for name in models}
 
 
 def dot_chart(frame: pd.DataFrame, x: str, mark: float | None = None, note: str = "") -> Figure:

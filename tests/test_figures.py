@@ -285,3 +285,11 @@ def test_ground_is_white_and_opaque(tmp_path, digits):
     figures.save(figures.image_grid(digits[:2], row_labels=["digits"]), "grid", tmp_path)
     corner = Image.open(tmp_path / "grid.png").convert("RGBA").getpixel((1, 1))
     assert corner == (255, 255, 255, 255)
+
+
+def test_a_model_has_one_colour_in_every_chart():
+    colours = figures.model_colours(["Fourier", "db6", "PCA", "db6, displacement"])
+    others = figures.model_colours(["LFM", "db6, reversed", "db6"])
+    assert colours["db6"] == others["db6"] and others["LFM"] == "black"
+    assert len(set(colours.values())) == 4 and len(set(others.values())) == 3
+    assert figures.model_colours(["alone"]) == {"alone": figures.BAND_COLOURS[0]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,13 @@ def get_value(record: Record, key: str) -> Any:
     for part in key.split("/"):
         value = value.get(part, math.nan)
     return value
+
+
+def model_label(run: str, width: int = 16) -> str:
+    """A run as the tables call it, in lines of about so many characters; its name, where they do not."""
+    rows = yaml.safe_load(TABLES.read_text())["ablations"]["rows"]
+    labels = {row["run"]: row["label"] for row in rows}
+    return "\n".join(wrap(labels.get(run, run), width))
 
 
 def read_curves(measurement: str, runs: dict[str, str], key: str, folder: str | Path = RECORDS) -> pd.DataFrame:
