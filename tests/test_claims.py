@@ -6,7 +6,17 @@ import pytest
 import yaml
 
 from kflow.records import RECORDS, Record
-from kflow_book.claims import decide, in_words, judge_claim, ledger, load_rules
+from kflow_book.claims import (
+    count_verdicts,
+    decide,
+    digits_beside,
+    in_words,
+    judge_claim,
+    ledger,
+    load_rules,
+    rule_in_words,
+    show_ledger,
+)
 from kflow_book.measure import load_measurements
 
 
@@ -154,3 +164,24 @@ def test_every_verdict_stands_on_records():
         if "awaits" not in each and "choose" not in each:
             assert all((RECORDS / f"{name}.json").exists() for name in judge_claim(each).records)
     assert set(table["verdict"].str.split(" ").str[0].str.strip(",;")) <= {"supported", "not", "undecided", "awaits"}
+
+
+def test_every_row_has_a_topic_and_its_records_on_the_page():
+    table = ledger()
+    assert "Other" not in set(table["topic"])
+    page = show_ledger(table)
+    assert page.count("<details>") == len(table) and "nan" not in page
+    for name in table["records"].str.split(", ").explode():
+        assert name in page
+    assert int(count_verdicts(table).to_numpy().sum()) == len(table)
+
+
+def test_a_number_is_told_from_its_limit():
+    assert digits_beside(1.0978, 1.1) == "1.098" and digits_beside(1.1, 1.1) == "1.1"
+    assert digits_beside(1.08, 1.1) == "1.08" and digits_beside(-0.24996, 0.25) == "-0.24996"
+
+
+def test_a_rule_in_words():
+    assert rule_in_words(rule(limit=1.1)) == "< 1.1" and rule_in_words(rule(rule="above", limit=0.0)) == "> 0"
+    assert rule_in_words(rule(rule="within", limit=1.5)) == "0.667 to 1.5"
+    assert rule_in_words(rule(rule="within", limit=0.02, compare="difference")) == "-0.02 to 0.02"

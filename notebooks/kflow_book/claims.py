@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,31 @@ KEYS = (
     "limit",
     "awaits",
 )
+
+
+COLUMNS = ["topic", "claim", "source", "paper", "here", "rule", "verdict", "reading", "records"]
+TOPICS = {
+    "The data": ("digits-energy",),
+    "Quality without a class": ("unconditional",),
+    "Quality with a class": ("conditional", "guided/fd", "guided/recall"),
+    "Dropping the class": ("guided", "dropping"),
+    "Cost": ("nfe", "digits-cost", "steps"),
+    "Trajectories": ("trajectory",),
+    "Steering": ("steering", "localised"),
+    "Restoration": ("restoration",),
+    "Molecular packing": ("packing",),
+}
+COLOURS = {"supported": "#d5ecdf", "not supported": "#f9d9c6", "undecided": "#f2f2f2", "awaits": "white"}
+OURS = "our question|control|^not shown$"  # in the source or the paper's figure of a row that the paper does not state
+STYLE = """<style>
+.ledger { width: 100%; font-size: 0.85em; table-layout: fixed }
+.ledger td, .ledger th { vertical-align: top; text-align: left }
+.ledger th:nth-child(1) { width: 38% }
+.ledger th:nth-child(2), .ledger th:nth-child(3) { width: 19% }
+.ledger th:nth-child(4) { width: 9% }
+.ledger summary { cursor: pointer }
+.ledger p { margin: 0.4em 0 0; overflow-wrap: anywhere }
+</style>"""
 
 
 @dataclass(frozen=True)
@@ -122,21 +148,67 @@ def count_seeds(rule: dict[str, Any], mean: float, deviation: float, back, most:
 
 
 def ledger(folder: str | Path = RECORDS, path: str | Path = RULES) -> pd.DataFrame:
-    """The ledger, one row a claim: source, the paper's figure, ours with its 95 % interval, rule, verdict."""
+    """The ledger, one row a claim.
+
+    Returns its ``topic``, the claim, source, the paper's figure, ours with its 95 % interval, rule, verdict, and the
+    ``reading`` and ``records`` behind it.
+    """
     rows = []
     for rule in load_rules(path):
-        row = {"claim": rule["claim"], "source": rule["source"], "paper": str(rule.get("paper", ""))}
+        row = {"topic": find_topic(rule), "claim": rule["claim"], "source": rule["source"]}
+        row |= {"paper": str(rule.get("paper", "")), "reading": rule.get("reading", "")}
         if "awaits" in rule:
             rows.append({**row, "verdict": f"awaits {rule['awaits']}"})
         elif "choose" not in rule:
             found = judge_claim(rule, folder)
             unit = Record.read(Path(folder) / f"{found.records[0]}.json").units.get(rule["value"].split("/")[1])
             row["here"] = in_words(rule, found, unit)
-            row["rule"] = {"below": "< ", "above": "> ", "within": "within "}[rule["rule"]] + f"{rule['limit']:g}"
+            row |= {"rule": rule_in_words(rule), "records": ", ".join(found.records)}
             needed = f"; {found.needed or 'over 100'} seeds would decide"
             needed *= found.verdict == "undecided" and found.seeds > 0
             rows.append({**row, "verdict": found.verdict + needed})
-    return pd.DataFrame(rows, columns=["claim", "source", "paper", "here", "rule", "verdict"]).fillna("")
+    return pd.DataFrame(rows, columns=COLUMNS).fillna("")
+
+
+def find_topic(rule: dict[str, Any]) -> str:
+    """What a rule is about, from what it measures."""
+    value = rule.get("value", "")
+    if "awaits" in rule:
+        return "Not decided here"
+    return next((topic for topic, names in TOPICS.items() if value.startswith(names)), "Other")
+
+
+def rule_in_words(rule: dict[str, Any]) -> str:
+    """Where the interval must lie: ``< 1.1``, ``> 0``, or ``0.667 to 1.5``."""
+    limit, kind = rule["limit"], rule["rule"]
+    if kind == "within":
+        return f"{1 / limit if rule['compare'] == 'ratio' else -limit:.3g} to {limit:g}"
+    return {"below": "< ", "above": "> "}[kind] + f"{limit:g}"
+
+
+def show_ledger(table: pd.DataFrame) -> str:
+    """The ledger as HTML, a table for each topic; a click on a claim opens how it is read and on what it stands."""
+    parts = []
+    for topic, rows in table.groupby("topic", sort=False):
+        lines = [f"<tr>{''.join(f'<th>{head}</th>' for head in ('claim', 'paper', 'here', 'rule', 'verdict'))}</tr>"]
+        for row in rows.map(escape).itertuples():
+            colour = next(colour for word, colour in COLOURS.items() if row.verdict.startswith(word))
+            names = row.records.replace(", ", ", <wbr>")
+            more = [row.source, row.reading, f"records: {names}" if names else ""]
+            more = "".join(f"<p>{text}</p>" for text in more if text)
+            claim = f"<details><summary>{row.claim}</summary>{more}</details>"
+            cells = "".join(f"<td>{text}</td>" for text in (claim, row.paper, row.here, row.rule))
+            lines.append(f'<tr>{cells}<td style="background-color: {colour}; color: black">{row.verdict}</td></tr>')
+        parts.append(f'<h3>{escape(topic)}</h3><table class="dataframe ledger">{"".join(lines)}</table>')
+    return STYLE + "".join(parts)
+
+
+def count_verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """How many of the paper's claims, and of this book's own questions and controls, have which verdict."""
+    verdict = table["verdict"].str.extract(f"^({'|'.join(COLOURS)})")[0]
+    ours = table["source"].str.contains(OURS) | table["paper"].str.contains(OURS)
+    whose = ours.map({False: "the paper's claims", True: "our questions and controls"})
+    return pd.crosstab(verdict, whose).reindex(list(COLOURS), fill_value=0).rename_axis(index=None, columns=None)
 
 
 def in_words(rule: dict[str, Any], found: Verdict, unit: str | None) -> str:
@@ -150,7 +222,14 @@ def in_words(rule: dict[str, Any], found: Verdict, unit: str | None) -> str:
         numbers, kind = (-numbers[0], *(-x for x in reversed(numbers[1:]))), f"{unit} less"
     elif "against" in rule:
         kind = f"{unit} more"
-    return f"{numbers[0]:.3g}{kind}" + (" ({:.3g} to {:.3g})".format(*numbers[1:]) if numbers[1:] else "")
+    first, *ends = (digits_beside(x, rule["limit"]) for x in numbers)
+    return first + kind + (" ({} to {})".format(*ends) if ends else "")
+
+
+def digits_beside(value: float, limit: float) -> str:
+    """A number in three digits, or in as many as it takes to tell it from a limit that it is not."""
+    found = (f"{value:.{digits}g}" for digits in range(3, 9))
+    return next((text for text in found if abs(float(text)) != abs(limit) or abs(value) == abs(limit)), f"{value:g}")
 
 
 def choose_variant(folder: str | Path = RECORDS, path: str | Path = RULES) -> pd.DataFrame:
