@@ -206,6 +206,8 @@ def line_chart(
     log: str = "",
     dots: bool = True,
     mark: float | None = None,
+    join: float | None = None,
+    sharey: bool = True,
 ) -> Figure:
     """Curves of models: a line each, its mean over seeds, shaded from the smallest to the largest.
 
@@ -215,12 +217,13 @@ def line_chart(
         panels: that column; None: a single panel.
         log: axes that are logarithmic: "", "x", "y" or "xy".
         dots: mark the points.
-        mark: height of a dotted line.
+        mark, join: height of a dotted line, and where one is upright.
+        sharey: one scale for all panels.
     """
     parts = dict(tuple(frame.groupby(panels, sort=False))) if panels else {"": frame}
     models = list(frame["model"].unique())
     colours = model_colours(models)
-    figure, axes = make_axes(2.9, 1, len(parts), sharey=True)
+    figure, axes = make_axes(2.9, 1, len(parts), sharey=sharey)
     marks = {"marker": "o", "ms": 4} if dots else {}
     for axis, (title, part) in zip(axes[0], parts.items()):
         sns.lineplot(
@@ -230,11 +233,12 @@ def line_chart(
         if "x" in log:
             axis.set_xticks(sorted(part["x"].unique()), [f"{at:g}" for at in sorted(part["x"].unique())])
             axis.minorticks_off()
-        if mark is not None:
-            axis.axhline(mark, color=GREY, lw=1, ls=":", zorder=0)
+        for draw, at in ((axis.axhline, mark), (axis.axvline, join)):
+            if at is not None:
+                draw(at, color=GREY, lw=1, ls=":", zorder=0)
     if len(models) > 1:
         patches = [Patch(color=colour, label=label) for label, colour in colours.items()]
-        figure.legend(handles=patches, loc="outside lower center", ncols=4, handlelength=1, handleheight=1)
+        figure.legend(handles=patches, loc="outside lower center", ncols=5, handlelength=1, handleheight=1)
     return figure
 
 
@@ -245,21 +249,6 @@ def model_colours(models: Sequence[str]) -> dict[str, str]:
     fixed = {name: MODEL_COLOURS[name] for name in models if name in MODEL_COLOURS}
     left = iter([colour for colour in ("black", *BAND_COLOURS) if colour not in fixed.values()])
     return {name: fixed.get(name) or next(left) for name in models}
-
-
-def dot_chart(frame: pd.DataFrame, x: str, mark: float | None = None, note: str = "") -> Figure:
-    """One row a model (columns ``model``, ``y``): a dot for each seed, a line at the mean, a dotted one at ``mark``."""
-    names = list(frame["model"].unique())
-    figure, axes = make_axes(0.7 + 0.22 * len(names), 1, 1)
-    sns.stripplot(frame, x="y", y="model", color=BAND_COLOURS[0], jitter=False, size=5, alpha=0.8, ax=axes[0, 0])
-    for row, name in enumerate(names):
-        mean = frame.loc[frame["model"] == name, "y"].mean()
-        axes[0, 0].plot([mean, mean], [row - 0.3, row + 0.3], color="black", lw=1.5)
-    if mark is not None:
-        axes[0, 0].axvline(mark, color=GREY, lw=1, ls=":")
-        axes[0, 0].text(mark, -0.7, note, ha="center", va="bottom", size=8, color=GREY)
-    axes[0, 0].set(xlabel=x, ylabel="")
-    return figure
 
 
 def save_table(frame: pd.DataFrame, name: str, folder: str | FilePath = "") -> None:

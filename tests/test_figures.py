@@ -198,12 +198,12 @@ def test_line_chart_draws_means_and_the_range_over_seeds():
     rows = [(m, seed, x, x + seed + 10 * (m == "b")) for m in ("a", "b") for seed in (0, 1, 2) for x in (1, 10)]
     frame = pd.DataFrame(rows, columns=["model", "seed", "x", "y"]).assign(kind="left")
     frame = pd.concat([frame, frame.assign(kind="right")])
-    figure = figures.line_chart(frame, "count", "distance", panels="kind", log="x", mark=5.0)
+    figure = figures.line_chart(frame, "count", "distance", panels="kind", log="x", mark=5.0, join=2.0)
     left, right = figure.axes
     assert (left.get_title(), right.get_title()) == ("left", "right")
-    first, second, dotted = left.lines
+    first, second, dotted, upright = left.lines
     assert first.get_ydata().tolist() == [2, 11] and second.get_ydata().tolist() == [12, 21]
-    assert dotted.get_ydata() == [5.0, 5.0]
+    assert dotted.get_ydata() == [5.0, 5.0] and upright.get_xdata() == [2.0, 2.0]
     heights = left.collections[0].get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == (1, 12), "from the smallest to the largest seed"
     assert [label.get_text() for label in left.get_xticklabels()] == ["1", "10"]
@@ -212,9 +212,9 @@ def test_line_chart_draws_means_and_the_range_over_seeds():
 
 def test_dot_chart_has_a_dot_for_each_seed_and_a_line_at_the_mean():
     frame = pd.DataFrame({"model": ["a", "a", "a", "b"], "y": [1.0, 2.0, 6.0, 4.0]})
-    figure = figures.dot_chart(frame, "distance", mark=4.0, note="LFM")
+    figure = drawings.dot_chart(frame, "distance", {"LFM": 4.0})
     (axes,) = figure.axes
-    assert sorted(x for dots in axes.collections for x, _ in dots.get_offsets()) == [1, 2, 4, 6]
+    assert sorted(x for dots in axes.collections for x, _ in dots.get_offsets()) == pytest.approx([1, 2, 4, 6])
     assert [line.get_xdata()[0] for line in axes.lines] == [3, 4, 4]
     assert texts(figure) == ["LFM"]
 

@@ -1,4 +1,4 @@
-"""Drawings of the pages on K-amplitude and flow (01, 02): decompositions, spectra, schedules."""
+"""What single pages draw: decompositions, spectra, schedules (01, 02), variants side by side (11)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from kflow.amplitude import KAmplitude
@@ -170,3 +171,23 @@ def draw_box(axes: Axes, x: float, y: float, width: float, height: float) -> Non
     """A grey ground for what is drawn on it."""
     style = "round,pad=0,rounding_size=0.08"
     axes.add_patch(FancyBboxPatch((x, y), width, height, style, fc="0.92", ec="none", zorder=0))
+
+
+def dot_chart(frame: pd.DataFrame, x: str, marks: Mapping[str, float] | None = None) -> Figure:
+    """One row a model (columns ``model``, ``y``): a dot for each seed, a line at the mean; marks are dotted lines."""
+    names = list(frame["model"].unique())
+    figure, axes = make_axes(0.8 + 0.22 * len(names), 1, 1)
+    axis = axes[0, 0]
+    axis.set_xscale("log")
+    sns.stripplot(frame, x="y", y="model", color=BAND_COLOURS[0], jitter=False, size=5, alpha=0.8, ax=axis)
+    for row, name in enumerate(names):
+        mean = frame.loc[frame["model"] == name, "y"].mean()
+        axis.plot([mean, mean], [row - 0.3, row + 0.3], color="black", lw=1.5)
+    for label, at in (marks or {}).items():
+        axis.plot([at, at], [-0.7, len(names) - 0.5], color=GREY, lw=1, ls=":", zorder=0)
+        axis.text(at, -0.8, label, ha="center", va="bottom", size=8, color=GREY)
+    axis.set(xlabel=x, ylabel="", ylim=(len(names) - 0.5, -1.6))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.minorticks_off()
+    return figure

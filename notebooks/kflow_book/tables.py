@@ -86,6 +86,9 @@ def read_table(name: str, folder: str | Path = RECORDS) -> pd.DataFrame:
                 values[f"{here}: {header}"] = found.mean()
                 values[f"{here}: {header}, sd"] = found.std(ddof=1) if len(found) > 1 else math.nan
             values["seeds"] = len(records)
+        if "record" in row:  # that stands on no trained run
+            found = Record.read(Path(folder) / f"{row['record']}.json")
+            values |= {f"{here}: {header}": found.values[key] for header, key in row["values"].items()}
         rows[row["label"]] = values
     frame = pd.DataFrame.from_dict(rows, orient="index")
     order = [c for c in frame if c.startswith("paper")] + [c for c in frame if c.startswith("here")] + ["seeds"]
