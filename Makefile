@@ -52,10 +52,10 @@ digits faces32 crystals: env ## train what runs/ lacks of its experiments, with 
 	done; done
 
 # One thread a process: that is faster than one process with all threads.
-campaign: env ## train and measure all runs whose records are missing, one process a core; make campaign RUNS='digits-db6 faces-*'
-	pids=; for core in $$(seq $(WORKERS)); do \
+campaign: env ## train and measure all runs whose records are missing, one process a core; make campaign RUNS='digits-db6 faces32-*'
+	pids=; trap 'kill $$pids' INT TERM; for core in $$(seq $(WORKERS)); do \
 		OMP_NUM_THREADS=1 $(BIN)/python -m kflow_book.campaign $(RUNS) & pids="$$pids $$!"; \
-	done; for pid in $$pids; do wait $$pid || exit 1; done
+	done; bad=0; for pid in $$pids; do wait $$pid || bad=1; done; exit $$bad
 
 measure: env ## compute the records in figures/records that are missing or stale, from checkpoints/ and runs/
 	$(BIN)/python -m kflow_book.measure

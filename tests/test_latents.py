@@ -59,6 +59,8 @@ def test_a_training_that_was_cut_goes_on_and_ends_the_same(few, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         train_autoencoder(few, tmp_path / "cut", **options)
     assert not (tmp_path / "cut").exists()
+    with pytest.raises(ValueError, match="cut-state holds a training with kl_weight = 0.0001, asked is 1.0"):
+        train_autoencoder(few, tmp_path / "cut", kl_weight=1.0, **options)
     again = train_autoencoder(few, tmp_path / "cut", **options)
     assert len(calls) == 6 + 4, "from the state after four steps"
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())

@@ -3,6 +3,8 @@
 import math
 import random
 import re
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +12,13 @@ import yaml
 
 from kflow.checkpoint import load_model
 from kflow.data import is_here, load_data
+from kflow.experiment import choose_precision
 from kflow.metrics import load_classifier
 from kflow.records import RECORDS, Record
 from kflow.restore import Blurring, degrade
 from kflow.sample import sample
 from kflow.storage import CHECKPOINTS, ROOT
+from kflow_book import measure as measuring
 from kflow_book import restoration
 from kflow_book.measure import (
     Trained,
@@ -271,6 +275,28 @@ def test_a_wrong_measurement_is_named(arguments):
         ValueError, match=f"measurement is {arguments[0]} .*allowed are unconditional RUN, .*digits-energy"
     ):
         measure(*arguments)
+
+
+def test_a_record_says_how_its_samples_were_computed():
+    machine = measure("nfe", "digits-db6", samples=2, tolerance=0.1).machine
+    assert machine["precision"] == "32-true" and not machine["compiled"], "in float32, by the protocol"
+    machine = measure("bands", "digits-db6", samples=2, steps=4).machine
+    assert machine["precision"] == choose_precision(named_experiment("digits-db6")) and not machine["compiled"]
+
+
+def test_weights_of_another_experiment_are_not_measured(monkeypatch):
+    other = replace(named_experiment("digits-db6"), learning_rate=1e-3)
+    monkeypatch.setattr(measuring, "named_experiment", lambda name: other)
+    with pytest.raises(ValueError, match="holds a run with learning_rate = 0.006, asked is 0.001"):
+        measure("bands", "digits-db6", samples=2, steps=4)
+
+
+def test_a_run_of_ones_own_replaces_no_record_of_the_book(tmp_path):
+    mine = tmp_path / "digits-lfm"
+    shutil.copytree(CHECKPOINTS / "digits-lfm", mine)
+    with pytest.raises(ValueError, match="is called digits-lfm, and so is a run of the book: give yours another name"):
+        measuring.check_name("conditional", mine)
+    measuring.check_name("conditional", "digits-lfm")
 
 
 def test_a_table_is_means_over_seeds_beside_the_papers_numbers():

@@ -126,7 +126,8 @@ def measure_at_scale(
     generated = of_samples(None if guidance_scale is None else trained.labels(samples), samples)
     count = min(len(real), len(generated))
     pair = (found[:count].to(fabric.device) for found in (generated, real))
-    shares = prc_features_to_metric(*pair, prc_neighborhood=3, verbose=False)
+    # by rows: the whole matrix of distances of 50,000 samples has 10 GB, on every rank
+    shares = prc_features_to_metric(*pair, prc_neighborhood=3, save_cpu_ram=True, verbose=False)
     values: Values = {"fd": metrics.frechet_distance(generated, real), "count": [len(generated), len(real)]}
     values |= {"precision": shares[KEY_METRIC_PRECISION], "recall": shares[KEY_METRIC_RECALL]}
     if drop_class_at is None:

@@ -15,6 +15,7 @@ from scipy.stats import t as student
 
 from kflow.records import RECORDS, Record
 from kflow.storage import ROOT
+from kflow_book.measure import load_measurements
 from kflow_book.tables import read_seeds, student_interval
 
 RULES = ROOT / "notebooks" / "claims.yaml"
@@ -244,7 +245,7 @@ def choose_variant(folder: str | Path = RECORDS, path: str | Path = RULES) -> pd
     """
     (rule,) = (rule for rule in load_rules(path) if "choose" in rule)
     rows = {}
-    for run in sorted({Record.read(path).experiment.split("-seed")[0] for path in Path(folder).glob("*-bands.json")}):
+    for run in load_measurements()["bands"]["runs"]:
         distances, bands = (read_seeds(run, name, folder).values() for name in ("conditional", "bands"))
         mean = lambda records, key: float(np.mean([record.values[key] for record in records]))  # noqa: E731
         rows[run] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import random
 from collections import defaultdict
 from dataclasses import dataclass
@@ -15,10 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 from ase.data import atomic_numbers
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Generator, Tensor
+from tqdm.auto import tqdm
 
 from kflow.assemble import Clusters, atom_environments, rotation_matrix
-from kflow.storage import ROOT
+from kflow.data.files import data_folder
 
 MOLECULES = 17  # of a cluster
 BOND = 1.15  # atoms are bonded within this multiple of the sum of their covalent radii
@@ -234,7 +235,7 @@ def read_cod_cluster17(folder: str | Path, subset: int | None = None) -> Crystal
         codes = (folder / f"processed_{subset}" / "valid_idx.txt").read_text().split()
     if not codes:
         raise FileNotFoundError(f"there are no clusters in {folder / 'raw' / 'FinalPositions'}")
-    for code in codes:
+    for code in tqdm(codes, desc="COD-Cluster17: reading", disable=rank_zero_only.rank > 0):
         try:
             numbers, final = _read_cluster(folder / f"raw/FinalPositions/{code}_cluster16.csv")
             others, start = _read_cluster(folder / f"raw/InitialPositions/{code}_cluster16_noised.csv")
@@ -252,7 +253,7 @@ def read_cod_cluster17(folder: str | Path, subset: int | None = None) -> Crystal
 
 def cod_cluster17(subset: int | None = None) -> Crystals:
     """:func:`read_cod_cluster17` of the folder ``COD-Cluster17`` in ``KFLOW_DATA`` (default ``data/``)."""
-    return read_cod_cluster17(Path(os.environ.get("KFLOW_DATA") or ROOT / "data") / "COD-Cluster17", subset)
+    return read_cod_cluster17(data_folder() / "COD-Cluster17", subset)
 
 
 LOADERS = {

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from kflow.checkpoint import load_model
 from kflow.data import describe_data, load_data, to_pixels
-from kflow.experiment import Experiment, choose_compile, choose_precision
+from kflow.experiment import Experiment, check_same, choose_compile, choose_precision
 from kflow.records import RECORDS, Record, describe_machine
 from kflow.sample import sample
 from kflow.steer import Steered
@@ -52,6 +52,7 @@ class Trained:
     model: KFlow
     experiment: Experiment
     device: torch.device = torch.device("cpu")
+    how: Values = field(default_factory=lambda: {"precision": "32-true", "compiled": False})  # it computed
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,14 +90,17 @@ class Trained:
         The network computes as in training: in bf16 where the processor has it, compiled where that pays.
         """
         network = self.model.network
+        self.how["precision"] = choose_precision(self.experiment)
         if len(noise) >= COMPILED and choose_compile(self.experiment):
+            self.how["compiled"] = True
             torch._dynamo.reset()  # or what was measured before decides what is compiled
             network = torch.compile(network, dynamic=False)
         place = {"accelerator": self.device.type, "devices": 1 if self.device.index is None else [self.device.index]}
-        network = Fabric(**place, precision=choose_precision(self.experiment)).setup_module(network)
+        network = Fabric(**place, precision=self.how["precision"]).setup_module(network)
         model = KFlow(network, self.model.path, self.model.output, self.model.loss_bands)
         model, parts = Steered(model, localised).eval(), []
-        for i in tqdm(range(0, len(noise), BATCH), desc=f"{self.experiment.name}: {what}"):
+        bar = {"desc": f"{self.experiment.name}: {what}", "disable": rank_zero_only.rank > 0}
+        for i in tqdm(range(0, len(noise), BATCH), **bar):
             label = None if labels is None else labels[i : i + BATCH]
             result = sample(model, noise[i : i + BATCH], label, **options)
             parts.append(result.trajectory if options.get("trajectory") else result.data)
@@ -168,7 +172,8 @@ def measure(name: str, run: str | Path | None = None, **changes: Any) -> Record:
         run: name of a run, or its folder; None for a measurement of real data alone.
         changes: other settings than in the file.
 
-    Raises ValueError if there is no such measurement, or it lacks a run or needs none; FileNotFoundError without run.
+    Raises ValueError if there is no such measurement, it lacks a run or needs none, or the run's weights are those of
+    another experiment than its file's; FileNotFoundError without run.
     """
     found = load_measurements(BOOK, PAPER)
     if name not in found or ("runs" in found[name]) != (run is not None):
@@ -178,19 +183,21 @@ def measure(name: str, run: str | Path | None = None, **changes: Any) -> Record:
     arguments = {key: value for key, value in settings.items() if key != "measure" and not key.endswith("_hash")}
     torch.manual_seed(0)
     if run is None:
-        data, title, seed, first = settings.get("data", ""), name, 0, ()
+        data, title, seed, trained = settings.get("data", ""), name, 0, None
     else:
         model, experiment, card = load_model(run_folder(run))
+        with suppress(FileNotFoundError):  # a run of the user's, with no file among the book's experiments
+            check_same(experiment, named_experiment(str(run)), run_folder(run))
         data, title, seed = experiment.data, f"{experiment.name}-{name}", experiment.seed
         origin = {"experiment": experiment.name, "experiment_hash": experiment.hash}
         origin["checkpoint_hash"] = weights_hash(card)
-        first, machine["precision"] = (Trained(model, experiment),), choose_precision(experiment)
-        machine["compiled"] = settings["samples"] >= COMPILED and choose_compile(experiment)
+        trained = Trained(model, experiment)
     from kflow_book import protocols  # here, since it takes Trained from above
 
     file, _, function = settings["measure"].rpartition(":")  # a protocol, or FILE:FUNCTION
     found = runpy.run_path(str(ROOT / file)) if file else vars(protocols)
-    values = found[function if file else f"measure_{function}"](*first, **arguments)
+    values = found[function if file else f"measure_{function}"](*([trained] if trained else []), **arguments)
+    machine |= trained.how if trained else {}
     patterns = yaml.safe_load((ROOT / "notebooks" / "measurements.yaml").read_text())["units"]
     units = {key: next(unit for pattern, unit in patterns.items() if fnmatch(key, pattern)) for key in values}
     samples = settings.get("samples", settings.get("batch", 0)) or len(load_data(data).train)
@@ -234,10 +241,22 @@ def find_faults(folder: str | Path = RECORDS) -> dict[str, tuple[str, str | None
     return {title: fault for title, fault in faults if fault[2]}
 
 
+def check_name(name: str, run: str | Path) -> None:
+    """Raise a ValueError if a measurement of a run would replace the record of another run of the same name."""
+    folder = run_folder(run)
+    experiment = Experiment.make(**read_card(folder)["experiment"])
+    path, committed = RECORDS / f"{experiment.name}-{name}.json", CHECKPOINTS / experiment.name
+    another = path.exists() and Record.read(path).experiment_hash != experiment.hash
+    if another or ((committed / CARD).exists() and folder.resolve() != committed):
+        raise ValueError(f"{folder} is called {experiment.name}, and so is a run of the book: give yours another name")
+
+
 def main(arguments: list[str]) -> None:
     """The command line."""
     try:
         if arguments and arguments != ["--check"]:
+            if len(arguments) > 1 and arguments[0] in load_measurements():
+                check_name(*arguments[:2])
             record = measure(*arguments[:2])
             if rank_zero_only.rank == 0:
                 print(record.write(RECORDS / "paper" if arguments[0] in load_measurements(PAPER) else RECORDS))

@@ -25,6 +25,7 @@ import lmdb
 import numpy as np
 import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -254,7 +255,7 @@ def read_shards(name: str) -> Latents:
             f"{len(missing)} of {len(places)} shards are missing, {missing[0]} first: {command} goes on"
         )
     total, parts = hashlib.sha256(facts["autoencoder_hash"].encode()), []
-    for place in places:
+    for place in tqdm(places, desc=f"{name}: reading", disable=rank_zero_only.rank > 0):
         total.update(check_card(place, facts)["pixels_hash"].encode())
         parts.append(read_folder(place)[0][WEIGHTS])
     train = Shards([part[key] for key in ("as_is", "mirrored") for part in parts])

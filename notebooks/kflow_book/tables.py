@@ -81,7 +81,7 @@ def read_table(name: str, folder: str | Path = RECORDS) -> pd.DataFrame:
         values: dict[str, Any] = {f"{paper}: {key}": value for key, value in row.get("paper", {}).items()}
         if "run" in row:
             records = read_seeds(row["run"], row.get("measurement", table["measurement"]), folder).values()
-            for header, key in table["columns"].items():
+            for header, key in (table["columns"] | row.get("columns", {})).items():
                 found = np.array([get_value(record, key) for record in records], dtype=float)
                 values[f"{here}: {header}"] = found.mean()
                 values[f"{here}: {header}, sd"] = found.std(ddof=1) if len(found) > 1 else math.nan

@@ -32,15 +32,14 @@ def fit(
     module: nn.Module,
     loss: Callable[[], tuple[Tensor, Tensor]],
     folder: Path,
-    images: int,
+    facts: dict[str, Any],
     batch_size: int,
-    seed: int,
     learning_rate: float,
     weight_decay: float,
     warm_up: float,
     clip_norm: float = math.inf,
     **bar: Any,
-) -> dict[str, Any]:
+) -> float:
     """Train a module: AdamW, one-cycle learning rate, bf16 where the processor has it.
 
     Now and then the state is written beside ``folder``, and the random state set anew from the seed and the step; so a
@@ -48,16 +47,18 @@ def fit(
 
     Args:
         loss: of one batch that it draws itself, and an error for the progress bar: two scalars.
+        facts: what the card will say of the training, ``images`` and ``seed`` among it.
         warm_up: share of the steps in which the learning rate rises.
         bar: options of the progress bar.
 
-    Returns what the card says of it: ``images``, ``seed`` and ``seconds``, over all interruptions.
+    Returns the seconds that it took, over all interruptions. Raises ValueError: the state is of other facts.
     """
-    steps, every = images // batch_size, STATE_IMAGES // batch_size
+    steps, every = facts["images"] // batch_size, STATE_IMAGES // batch_size
+    facts = {**facts, "batch_size": batch_size, "learning_rate": learning_rate, "weight_decay": weight_decay}
     optimizer = torch.optim.AdamW(module.parameters(), weight_decay=weight_decay, fused=True)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=warm_up)
     state = folder.with_name(f"{folder.name}-state")
-    start, seconds = resume(state, module, optimizer)
+    start, seconds = resume(state, module, optimizer, facts)
     rates.last_epoch = start
     started, progress = time.perf_counter() - seconds, tqdm(initial=start, total=steps, mininterval=0.5, **bar)
     for step in range(start, steps):
@@ -66,12 +67,12 @@ def fit(
                 moments = optimizer.state_dict()["state"].items()
                 found = {f"{i}.{name}": value for i, values in moments for name, value in values.items()}
                 tensors = {WEIGHTS: module.state_dict(), "optimizer.safetensors": found}
-                facts = {name: optimizer.param_groups[0][name] for name in ("lr", "betas")}
-                facts |= {"step": step, "seconds": time.perf_counter() - started}
-                write_folder(state / f"{step:09d}", tensors, facts)
+                card = {name: optimizer.param_groups[0][name] for name in ("lr", "betas")}
+                card |= {"step": step, "seconds": time.perf_counter() - started, "facts": facts}
+                write_folder(state / f"{step:09d}", tensors, card)
                 for old in sorted(state.glob("[0-9]*"))[:-2]:
                     shutil.rmtree(old)
-            torch.manual_seed(seed * 1_000_003 + step)
+            torch.manual_seed(facts["seed"] * 1_000_003 + step)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16_is_native("cpu")):
             value, error = loss()
         optimizer.zero_grad()
@@ -85,15 +86,23 @@ def fit(
     progress.close()
     shutil.rmtree(state, ignore_errors=True)
     module.eval().requires_grad_(False)
-    return {"images": steps * batch_size, "seed": seed, "seconds": time.perf_counter() - started}
+    return time.perf_counter() - started
 
 
-def resume(state: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def resume(
+    state: Path, module: nn.Module, optimizer: torch.optim.Optimizer, facts: dict[str, Any]
+) -> tuple[int, float]:
     """Load the newest state that :func:`fit` wrote, if there is one; its step, and the seconds trained until then."""
     places = sorted(state.glob("[0-9]*"))
     if not places:
         return 0, 0.0
-    tensors, card = read_folder(places[-1], "step", "seconds", "lr", "betas")
+    tensors, card = read_folder(places[-1], "step", "seconds", "lr", "betas", "facts")
+    for key, value in facts.items():
+        if card["facts"].get(key) != value:
+            raise ValueError(
+                f"{state} holds a training with {key} = {card['facts'].get(key)!r}, asked is {value!r}: "
+                "remove it, or give another folder"
+            )
     module.load_state_dict(tensors[WEIGHTS])
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors["optimizer.safetensors"].items():
@@ -138,19 +147,24 @@ def train_autoencoder(
         mirrored = torch.rand(batch_size, 1, 1, 1) < 0.5
         return autoencoder.loss(torch.where(mirrored, batch.flip(3), batch), kl_weight)
 
+    facts = {
+        "data": data.name,
+        "data_hash": data.hash,
+        "autoencoder": {"shape": list(data.shape), **sizes},
+        "images": images // batch_size * batch_size,
+        "seed": seed,
+        "kl_weight": kl_weight,
+    }
     options = {"weight_decay": 0.01, "warm_up": 0.1, "clip_norm": 1.0, "disable": not progress}
     name = f"{data.name}: autoencoder"
-    facts = fit(autoencoder, loss, folder, images, batch_size, seed, learning_rate, **options, desc=name)
+    seconds = fit(autoencoder, loss, folder, facts, batch_size, learning_rate, **options, desc=name)
     autoencoder.half().float()  # measured as it is written
     latents = encode(data.train, autoencoder).float()
     autoencoder.latent_mean.copy_(latents.mean((0, 2, 3))[:, None, None])
     autoencoder.latent_scale.copy_(latents.std((0, 2, 3))[:, None, None])
     card = {
-        "data": data.name,
-        "data_hash": data.hash,
-        "autoencoder": {"shape": list(data.shape), **sizes},
         **facts,
-        "kl_weight": kl_weight,
+        "seconds": seconds,
         "test_psnr": psnr(data.test, autoencoder),
         "latent_mean": autoencoder.latent_mean.flatten().tolist(),
         "latent_scale": autoencoder.latent_scale.flatten().tolist(),
@@ -216,24 +230,24 @@ def train_classifier(
         logits = classifier(change_tone(views) if tone else views).float()
         return F.cross_entropy(logits, labels, label_smoothing=0.05), (logits.argmax(1) != labels).float().mean()
 
+    facts = {
+        "data": data.name,
+        "data_hash": data.hash,
+        "images": images // batch_size * batch_size,
+        "seed": seed,
+        "width": width,
+        "tone": tone,
+        "mirror": mirror,
+    }
     options = {"learning_rate": 3e-3, "weight_decay": 0.05, "warm_up": 0.3, "disable": not progress}
-    facts = fit(classifier, loss, folder, images, batch_size, seed, **options, desc=f"{data.name}: classifier")
+    seconds = fit(classifier, loss, folder, facts, batch_size, **options, desc=f"{data.name}: classifier")
     with torch.no_grad():  # features standardised over the training images, so that every stage counts
         features = torch.cat([classifier.features(to_float(part)) for part in data.train.split(500)])
         classifier.feature_mean.copy_(features.mean(0))
         classifier.feature_scale.copy_(features.std(0).clamp(min=1e-3))
     classifier.half().float()  # judged as it is written
     accuracy = agreement(classifier, to_float(data.test), data.test_labels)
-    card = {
-        "data": data.name,
-        "data_hash": data.hash,
-        **facts,
-        "width": width,
-        "tone": tone,
-        "mirror": mirror,
-        "test_accuracy": accuracy,
-        "test_images": len(data.test),
-    }
+    card = {**facts, "seconds": seconds, "test_accuracy": accuracy, "test_images": len(data.test)}
     weights = {name: t.half() if t.is_floating_point() else t for name, t in classifier.state_dict().items()}
     write_folder(folder, {WEIGHTS: weights}, card)
     return classifier
