@@ -62,15 +62,17 @@ def steering_grid(
 
 
 def kept_beside(
-    run: str, label: str, shared: str, folder: str | Path = RECORDS, baseline: str = "digits-lfm"
+    run: str, label: str, shared: str, folder: str | Path = RECORDS, baseline: str | None = "digits-lfm"
 ) -> pd.DataFrame:
     """The numbers beside a grid: share of each band's content that two images of a row have in common.
 
-    One row for the run, one for ordinary flow matching (``baseline``) with the same noises in the same two bands, one
-    for pairs that share nothing, which have 0 by definition.
+    One row for the run, one for ordinary flow matching (``baseline``; None: without) with the same noises in db6's two
+    bands, one for pairs that share nothing, which have 0 by definition.
     """
-    rows = {}
-    for name, row in ((label, run), ("ordinary flow matching, noise cut by db6", baseline)):
+    rows, shown_runs = {}, {label: run, "ordinary flow matching, noise cut by db6": baseline}
+    for name, row in shown_runs.items():
+        if row is None:
+            continue
         records = read_seeds(row, "steering", folder).values()
         found = pd.DataFrame([{band: r.values[f"{band}_kept_by_{shared}_noise"] for band in BANDS} for r in records])
         spread = found.std() if len(found) > 1 else None
