@@ -15,6 +15,7 @@ from kflow.flow import HardBump, Linear
 from kflow.networks import make_network
 from kflow_book import dry_run
 from kflow_book.dry_run import GPUS, UTILISATION, estimate, find_problems, look_at, main
+from kflow_book.paper_runs import list_expected, show_number
 
 ROOT = Path(__file__).parents[1]
 PAPER = sorted((ROOT / "notebooks" / "experiments" / "paper").glob("*.yaml"))
@@ -64,6 +65,24 @@ def test_every_row_of_the_papers_tables_has_its_experiment_and_every_experiment_
         for name in rows.values():
             first = (ROOT / "notebooks/experiments/paper" / f"{name}.yaml").read_text().splitlines()[0]
             assert table.removeprefix("Table ") in first, (table, name)
+
+
+def test_what_the_paper_prints_is_listed_for_every_run():
+    expected = list_expected()
+    assert {run for run, _ in expected.index} == {path.stem for path in PAPER}
+    printed = {
+        ("imagenet-lfm", "paper-guided", "recall"): 0.42,  # Table 2; 0.45 in Table 6
+        ("celebahq-lfm-adm", "paper-unconditional", "FID"): 5.82,
+        ("church-lfm-adm", "paper-unconditional", "recall"): 0.39,
+        ("celebahq-lfm-adm", "paper-nfe", "evaluations"): 85,
+        ("celebahq-db6", "paper-nfe", "evaluations"): 78,
+        ("cod-cluster17-10k-kflow", "paper-packing", "PM (center), Å"): 6.12,
+    }
+    assert {key: expected.loc[key[:2], key[2]] for key in printed} == printed
+
+
+def test_small_numbers_are_not_shown_as_nothing():
+    assert [show_number(x) for x in (0.0, 0.002, 0.0533, 5239.02)] == ["0.0", "below 0.1", "0.1", "5,239.0"]
 
 
 @pytest.mark.parametrize(("network", "classes"), [("DiT-nano/4", 0), ("DiT-nano/4", 10), ("ADM-micro", 3)])

@@ -16,6 +16,16 @@ from kflow_book.measure import PAPER, load_measurements
 from kflow_book.tables import TABLES
 
 EXPERIMENTS = ROOT / "notebooks" / "experiments" / "paper"
+# What notebooks/tables.yaml calls the paper's data sets, and rows without a run here or with one of another name.
+DATA = {
+    "CelebA-HQ 256": "celebahq",
+    "ImageNet 256": "imagenet",
+    "LSUN Church 256": "church",
+    "COD-Cluster17-5K": "cod-cluster17-5k",
+    "COD-Cluster17-10K": "cod-cluster17-10k",
+    "COD-Cluster17-All": "cod-cluster17-all",
+}
+OTHER_NAMES = {"LFM (ADM)": "lfm-adm", "K-Flow (which is not said)": "db6", "K-Flow; here with two bands": "kflow"}
 
 
 def list_files(first: str = "") -> list[Path]:
@@ -58,6 +68,11 @@ def show_estimates(estimates: dict[str, Estimate], gpu: str, price: float) -> pd
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def show_number(value: float) -> str:
+    """One digit after the point; what would read 0.0 and is not nothing is below 0.1."""
+    return "below 0.1" if 0 < value < 0.05 else f"{value:,.1f}"
+
+
 def list_commands(files: list[Path]) -> str:
     """For every run the commands that train it and measure it, for a shell."""
     measurements, lines = load_measurements(PAPER), []
@@ -78,21 +93,23 @@ def list_commands(files: list[Path]) -> str:
 
 def printed_values() -> Iterator[tuple[str, str, dict[str, float]]]:
     """What the paper prints for the runs that have a file: run, measurement, values (notebooks/tables.yaml)."""
-    names = {"CelebA-HQ 256": "celebahq", "ImageNet 256": "imagenet", "LSUN Church 256": "church"}
     runs = {path.stem for path in list_files()}
     for table in yaml.safe_load(TABLES.read_text()).values():
         for row in table["rows"]:
-            data, _, rest = row.get("run", "").partition("-")
-            run = f"{names.get(table.get('paper'))}-{rest}"
-            if data == "digits" and run in runs and row.get("paper"):
+            kind = OTHER_NAMES.get(row["label"], row.get("run", "").partition("-")[2])
+            run = f"{DATA.get(table.get('paper'))}-{kind}"
+            if run in runs and row.get("paper"):
                 yield run, f"paper-{row.get('measurement', table['measurement'])}", row["paper"]
 
 
 def list_expected() -> pd.DataFrame:
-    """The paper's values of the runs that have a file here, by run and measurement: what to expect."""
+    """The paper's values of the runs that have a file here, by run and measurement: what to expect.
+
+    Where two tables print different values, the first one's: Table 2's before Table 6's.
+    """
     rows: dict[tuple[str, str], dict[str, float]] = {}
     for run, measurement, values in printed_values():
-        rows.setdefault((run, measurement), {}).update(values)
+        rows[run, measurement] = values | rows.get((run, measurement), {})
     frame = pd.DataFrame.from_dict(rows, orient="index").sort_index()
     return frame.rename_axis(["run", "measurement"])
 
