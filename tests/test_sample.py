@@ -385,6 +385,7 @@ def test_soft_bumps_have_joins_too():
         ({"drop_class_at": 1.5}, "drop_class_at is 1.5, allowed are values of k from 0 to 1"),
         ({"drop_class_at": math.nan}, "drop_class_at is nan"),
         ({"drop_class_at": "jion"}, "drop_class_at is jion, allowed are values of k from 0 to 1, and join"),
+        ({"labels_after": torch.tensor([0, 1, 2])}, "labels_after were given with drop_class_at None, allowed is a k"),
         ({"labels": torch.tensor([0, 1, 5])}, "a label is 5, allowed are 0 to 3, and 4 for no class"),
         ({"labels": torch.tensor([0, -1, 2])}, "a label is -1, allowed are 0 to 3"),
         ({"labels": torch.tensor([0, 1])}, r"labels have shape \(2,\), allowed is \(3,\)"),
