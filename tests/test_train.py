@@ -37,11 +37,12 @@ def tiny_network():
 def tiny(**changes) -> Experiment:
     """A run of 40 steps; a checkpoint every 16."""
     values = {
-        "name": "tiny", "network": "DiT-tiny/8", "decomposition": "wavelet", "wavelet": "haar", "images": 640,
-        "batch_size": 16, "warmup_images": 100, "checkpoint_images": 256, "learning_rate": 3e-3, "precision": "32-true",
-        "compile": False, "accelerator": "cpu", "ema_decay": 0.9, "betas": (0.9, 0.99),
+        "name": "tiny", "network": "DiT-tiny/8", "images": 640, "batch_size": 16, "warmup_images": 100,
+        "checkpoint_images": 256, "learning_rate": 3e-3, "precision": "32-true", "compile": False, "accelerator": "cpu",
+        "ema_decay": 0.9, "betas": (0.9, 0.99),
     }  # fmt: skip
-    return Experiment(**values | changes)
+    haar = {} if "decomposition" in changes else {"wavelet": "haar"}
+    return Experiment(**values | haar | changes)
 
 
 @pytest.fixture(scope="module")

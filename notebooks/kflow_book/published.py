@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor
 
 from kflow.checkpoint import save_model
-from kflow.experiment import Experiment
+from kflow.experiment import READ_BY, Experiment
 from kflow.networks import DiT
 from kflow.storage import RUNS, file_hash
 
@@ -92,6 +92,7 @@ def convert(file: str | Path, path: str | Path, folder: str | Path | None = None
     """
     given = Experiment.load(path, **changes)
     lfm = {"network": f"LFM-{given.network}", "decomposition": "identity", "bands": 1, "schedule": "linear"}
+    lfm |= {key: getattr(Experiment, key) for key in READ_BY}  # which neither of the two reads
     name = changes.get("name", f"lfm-released-{given.data.removesuffix('-latents')}")
     experiment = Experiment.load(path, **changes | lfm | {"name": name})
     try:
