@@ -11,11 +11,7 @@ from kflow.networks.unet import UNETS, UNet
 def make_network(name: str, shape: Sequence[int], bands: int = 1, classes: int = 0) -> DiT | UNet:
     """A network by name: ``DiT-SIZE/PATCH`` (:func:`make_dit`), or one of UNETS (:class:`UNet`).
 
-    Args:
-        shape: (channel, height, width) of the state.
-        bands, classes: as for :class:`DiT`.
-
-    Raises ValueError: another name, or a shape that the network cannot halve or cut into patches.
+    Shape, bands and classes are as for :class:`DiT`. Raises ValueError: another name, or a shape that does not divide.
     """
     if name in UNETS:
         return UNet(shape, *UNETS[name], bands, classes)
