@@ -118,14 +118,13 @@ def sample(
         raise ValueError(f"noise has shape {tuple(noise.shape)}, allowed is ({allowed})")
     if labels_after is not None and drop_class_at is None:
         raise ValueError("labels_after were given with drop_class_at None, allowed is a k from which they count")
-    lowest, highest = sorted((start, end))
-    if not 0 <= lowest < highest <= 1:
+    low, high = sorted((start, end))
+    if not 0 <= low < high <= 1:
         raise ValueError(f"start is {start} and end {end}, allowed are two different values from 0 to 1")
     check_labels(model, labels, len(noise))
     check_labels(model, labels_after, len(noise))
     joins = sorted({*model.path.schedule.joins, *([] if drop_class_at is None else [drop_class_at])})
-    inside = [j for j in joins if lowest < j < highest]
-    points = grid(joins, steps, lowest, highest) if solver in FIXED else [lowest, *inside, highest]
+    points = grid(joins, steps, low, high) if solver in FIXED else [low, *(j for j in joins if low < j < high), high]
     points = points if start < end else points[::-1]
     state, nfe, kept = noise, 0, [noise]
 
