@@ -34,29 +34,17 @@ CHOICES = {
     "precision": ("auto", "32-true", "bf16-mixed"),
     "compile": (True, False, "auto"),
 }
-POSITIVE = (
-    "bands",
-    "soft_width",
-    "soft_degree",
-    "images",
-    "batch_size",
-    "learning_rate",
-    "clip_norm",
-    "checkpoint_images",
-    "num_nodes",
-)
+POSITIVE = ("bands", "soft_width", "soft_degree", "images", "batch_size", "learning_rate", "clip_norm")
+POSITIVE += ("checkpoint_images", "num_nodes")
 NOT_NEGATIVE = ("warmup_images", "micro_batch", "weight_decay", "seed")
-# What may differ between a run and its continuation: it does not change what is computed.
-HARDWARE = (
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "precision",
-    "compile",
-    "checkpoint_images",
-    "micro_batch",
-)
+# Which choices read a key; with others it keeps its default, or a card would say what was never read.
+READ_BY = dict.fromkeys(("wavelet", "boundary"), ("decomposition", "wavelet"))
+READ_BY |= {"cuts": ("decomposition", "fourier", "pca", "graph"), "connection": ("schedule", "hard")}
+READ_BY |= dict.fromkeys(("intervals", "order"), ("schedule", "hard", "soft"))
+READ_BY |= dict.fromkeys(("soft_width", "soft_degree"), ("schedule", "soft"))
+# What may differ between a run and its continuation: the machine, and how it computes (precision rounds differently).
+HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "compile")
+HARDWARE += ("checkpoint_images", "micro_batch")
 
 
 @dataclass(frozen=True)
@@ -131,6 +119,10 @@ class Experiment:
             raise ValueError(f"bands is {self.bands}, allowed for decomposition identity is 1")
         if self.decomposition in ("wavelet", "meyer") and self.bands < 2:
             raise ValueError(f"bands is {self.bands}, allowed for decomposition {self.decomposition} is 2 or more")
+        for key, (choice, *readers) in READ_BY.items():
+            value, default, chosen = getattr(self, key), getattr(Experiment, key), getattr(self, choice)
+            if value != default and chosen not in readers:
+                raise ValueError(f"{key} is {value!r}, allowed for {choice} {chosen} is {default!r}: it reads no {key}")
         self.make_schedule()
 
     @classmethod
@@ -166,7 +158,7 @@ class Experiment:
 
     @property
     def hash(self) -> str:
-        """sha256 of the parameters that change what is computed: the name of the experiment in records."""
+        """sha256 of all parameters but HARDWARE (precision is there, ``name`` is not): records know a run by it."""
         computed = {key: value for key, value in self.to_dict().items() if key not in HARDWARE}
         return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()
 
@@ -195,8 +187,13 @@ class Experiment:
         )
 
     def make_model(self, data: Images | None = None, decomposition: KAmplitude | None = None) -> KFlow:
-        """The untrained model, from the global random state. ``decomposition`` replaces the experiment's own."""
+        """The untrained model, from the global random state. ``decomposition`` replaces the experiment's own.
+
+        Raises ValueError: the network or the data are unknown or do not fit, conditional on data without classes.
+        """
         known = data or describe_data(self.data)
+        if self.conditional and not known.classes:
+            raise ValueError(f"conditional is True, allowed for data {self.data} is False: it has no classes")
         decomposition = decomposition or self.make_decomposition(known.shape, data)
         classes = len(known.classes) if self.conditional else 0
         network = make_network(self.network, known.shape, self.bands, classes)

@@ -28,7 +28,6 @@ PACKAGES = (
     "lightning-fabric",
     "safetensors",
 )
-TIMES = ("seconds", "machine", "versions")
 
 
 @dataclass(frozen=True)
@@ -90,14 +89,6 @@ class Record:
             return cls(**json.loads(Path(path).read_text()))
         except (TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is no record: {error}") from None
-
-    def same_result(self, other: Record) -> bool:
-        """Whether two records agree in everything but times, machine and package versions."""
-        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        # As written, where a tuple is a list and NaN is NaN.
-        return all(
-            json.dumps(mine[k], sort_keys=True) == json.dumps(theirs[k], sort_keys=True) for k in mine if k not in TIMES
-        )
 
 
 def describe_machine() -> dict[str, Any]:

@@ -128,11 +128,14 @@ class Blurring(Operator):
 
 
 def degrade(operator: Operator, images: Tensor, noise_level: float, seed: int = 0) -> Tensor:
-    """y = H x + σ·noise, (batch, *measured), with σ = ``noise_level``; a ValueError if that is negative."""
+    """y = H x + σ·noise, (batch, *measured), with σ = ``noise_level``; a ValueError if that is negative.
+
+    The noise is drawn on the CPU: a seed means the same on every device.
+    """
     if not noise_level >= 0:
         raise ValueError(f"noise_level is {noise_level}, allowed is 0 or more")
     clean = operator(images)
-    return clean + noise_level * torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+    return clean + noise_level * torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
 
 
 def denoise(model: KFlow, state: Tensor, k: Tensor, estimate: Tensor, printed: bool = False) -> Tensor:

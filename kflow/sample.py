@@ -25,7 +25,7 @@ class Samples:
         data: (batch, *shape), the state at the end.
         nfe: number of function evaluations: calls of the network for each sample, a guided (batched) call counted once.
         k: (T,) the scaling parameters of the trajectory.
-        trajectory: (T, batch, *shape), the states there, noise first; None unless asked for.
+        trajectory: (T, batch, *shape), the states there, the start first; None unless asked for.
     """
 
     data: Tensor
@@ -98,12 +98,13 @@ def sample(
         guidance_scale: ω of Algorithm 3.
         drop_class_at: τ of Algorithm 3, a k or ``join`` (the first), where the class is dropped. It joins the grid.
         labels_after: (batch,) classes from τ on, instead of none.
-        start, end: k from which to which: a part of the way, with ``noise`` the state at its start.
+        start, end: k from which to which: a part of the way, or with the end before the start a part of the way back
+            over the same grid; ``noise`` is the state at the start.
         tolerance: relative and absolute tolerance of adaptive solvers.
         trajectory: keep the state at every grid point (adaptive solvers: at every join).
         progress: show a progress bar.
 
-    Raises ValueError: an unknown solver or ask, a label or τ out of range, too few steps.
+    Raises ValueError: an unknown solver or ask, a label or τ out of range, labels_after without τ, too few steps.
     """
     if solver not in FIXED + ADAPTIVE:
         raise ValueError(f"solver is {solver!r}, allowed are {', '.join(FIXED + ADAPTIVE)}")
@@ -115,59 +116,64 @@ def sample(
     if noise.shape[1:] != model.path.decomposition.shape:
         allowed = ", ".join(map(str, ("batch", *model.path.decomposition.shape)))
         raise ValueError(f"noise has shape {tuple(noise.shape)}, allowed is ({allowed})")
-    if not 0 <= start < end <= 1:
-        raise ValueError(f"start is {start} and end {end}, allowed are 0 to 1, the end after the start")
+    if labels_after is not None and drop_class_at is None:
+        raise ValueError("labels_after were given with drop_class_at None, allowed is a k from which they count")
+    low, high = sorted((start, end))
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"start is {start} and end {end}, allowed are two different values from 0 to 1")
     check_labels(model, labels, len(noise))
     check_labels(model, labels_after, len(noise))
     joins = sorted({*model.path.schedule.joins, *([] if drop_class_at is None else [drop_class_at])})
-    points = grid(joins, steps, start, end) if solver in FIXED else [start, *(j for j in joins if start < j < end), end]
+    points = grid(joins, steps, low, high) if solver in FIXED else [low, *(j for j in joins if low < j < high), high]
+    points = points if start < end else points[::-1]
     state, nfe, kept = noise, 0, [noise]
 
-    for low, high in tqdm(list(zip(points, points[1:], strict=False)), disable=not progress, desc="sampling"):
-        dropped = drop_class_at is not None and (low + high) / 2 > drop_class_at
+    for here, there in tqdm(list(zip(points, points[1:], strict=False)), disable=not progress, desc="sampling"):
+        dropped = drop_class_at is not None and (here + there) / 2 > drop_class_at
         condition = {"labels": labels_after if dropped else labels, "guidance_scale": guidance_scale}
 
         def at(k: float | Tensor) -> Tensor:
             return torch.as_tensor(k, dtype=noise.dtype, device=noise.device).expand(len(noise))
 
+        # What is asked at a join belongs to the interval after it, so an interval's upper end is asked a hair before.
+        last = torch.nextafter(at(max(here, there)), at(min(here, there)))
+
         def velocity(k: float | Tensor, state: Tensor) -> Tensor:
             nonlocal nfe
             nfe += 1
-            # The velocity at a join belongs to the interval after it, so an interval's end is asked a hair before.
-            last = torch.nextafter(at(high), at(low))  # noqa: B023
             return model.velocity(state, torch.minimum(at(k), last), **condition)  # noqa: B023
 
         if solver in ADAPTIVE:
-            span = torch.tensor([low, high], dtype=torch.float64, device=noise.device)
+            span = torch.tensor([here, there], dtype=torch.float64, device=noise.device)
             options = {"step_t": span[1:]}  # land on the join, do not step over it and interpolate back
             state = torchdiffeq.odeint(
                 velocity, state, span, rtol=tolerance, atol=tolerance, method=solver, options=options
             )[-1]
         elif solver == "increment":
             nfe += 1
-            asked = at(low if ask == "start" else (low + high) / 2)
-            state = state + model.increment(state, at(low), at(high), asked, **condition)
+            asked = torch.minimum(at(here if ask == "start" else (here + there) / 2), last)
+            state = state + model.increment(state, at(here), at(there), asked, **condition)
         else:
-            state = state + (high - low) * mean_velocity(velocity, state, low, high, solver, ask)
+            state = state + (there - here) * mean_velocity(velocity, state, here, there, solver, ask)
         if trajectory:
             kept.append(state)
 
     return Samples(state, nfe, torch.tensor(points), torch.stack(kept) if trajectory else None)
 
 
-def mean_velocity(velocity, state: Tensor, low: float, high: float, solver: str, ask: str) -> Tensor:
-    """The mean velocity over one step from low to high, as a fixed-step solver estimates it."""
-    step, middle = high - low, (low + high) / 2
-    first = velocity(middle if solver == "euler" and ask == "middle" else low, state)
+def mean_velocity(velocity, state: Tensor, here: float, there: float, solver: str, ask: str) -> Tensor:
+    """The mean velocity over one step from here to there, as a fixed-step solver estimates it."""
+    step, middle = there - here, (here + there) / 2
+    first = velocity(middle if solver == "euler" and ask == "middle" else here, state)
     if solver == "euler":
         return first
     if solver == "heun":
-        return (first + velocity(high, state + step * first)) / 2
+        return (first + velocity(there, state + step * first)) / 2
     second = velocity(middle, state + step / 2 * first)
     if solver == "midpoint":
         return second
     third = velocity(middle, state + step / 2 * second)
-    return (first + 2 * second + 2 * third + velocity(high, state + step * third)) / 6
+    return (first + 2 * second + 2 * third + velocity(there, state + step * third)) / 6
 
 
 def check_labels(model: KFlow | Oracle, labels: Tensor | None, count: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -94,7 +93,7 @@ def invert(
 ) -> Samples:
     r"""Noise from which the flow makes these images: its equation from k = 1 to k = 0.
 
-    Sampled from that noise with the same solver and steps, the images come back nearly; plain Euler's errors do not
+    Sampled from that noise with the same options, the images come back nearly; plain Euler's errors do not
     cancel on the way back, those of ``midpoint``, ``heun`` and ``rk4`` nearly do.
 
     Args:
@@ -102,11 +101,4 @@ def invert(
 
     Returns samples whose ``data`` is the noise, and whose ``k`` and trajectory run from data to noise.
     """
-    schedule = SimpleNamespace(joins=tuple(sorted(1 - join for join in model.path.schedule.joins)))
-    backward = SimpleNamespace(
-        network=model.network,
-        path=SimpleNamespace(decomposition=model.path.decomposition, schedule=schedule),
-        velocity=lambda state, k, **condition: -model.velocity(state, 1 - k, **condition),
-    )
-    found = sample(backward, data, labels, steps=steps, solver=solver, **options)
-    return Samples(found.data, found.nfe, 1 - found.k, found.trajectory)
+    return sample(model, data, labels, steps=steps, solver=solver, **{"start": 1.0, "end": 0.0} | options)

@@ -9,6 +9,7 @@ import copy
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,8 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
 from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.nn import Module
+from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_map_only
 from tqdm.auto import tqdm
@@ -63,7 +66,8 @@ def train(experiment: Experiment, folder: str | Path | None = None, progress: bo
         progress: show a progress bar.
 
     Raises:
-        ValueError: the folder holds another experiment's run or a damaged checkpoint; ranks do not divide batch_size.
+        ValueError: the folder holds another experiment's run or a damaged checkpoint; ranks do not divide batch_size or
+            see different states; this machine lacks the accelerator, devices or strategy.
         FloatingPointError: the loss is not finite; the last good checkpoint stays.
     """
     folder = Path(folder or RUNS / experiment.name)
@@ -75,14 +79,12 @@ def train(experiment: Experiment, folder: str | Path | None = None, progress: bo
     data = load_data(experiment.data)
     precision, sharded = choose_precision(experiment), experiment.strategy == "fsdp"
     loggers = [CSVLogger(folder, "log", flush_logs_every_n_steps=1), TensorBoardLogger(folder, "tensorboard")]
-    fabric = Fabric(
-        accelerator=experiment.accelerator,
-        devices=experiment.devices,
-        num_nodes=experiment.num_nodes,
-        strategy=ModelParallelStrategy(lambda network, _: shard(network)) if sharded else experiment.strategy,
-        precision=precision,
-        loggers=loggers,
-    )
+    machine = {key: getattr(experiment, key) for key in ("accelerator", "devices", "num_nodes", "strategy")}
+    strategy = {"strategy": ModelParallelStrategy(lambda network, _: shard(network))} if sharded else {}
+    try:
+        fabric = Fabric(**machine | strategy, precision=precision, loggers=loggers)
+    except Exception as error:
+        raise ValueError(f"{', '.join(f'{k} is {v!r}' for k, v in machine.items())}: {error}") from error
     fabric.launch()
     if experiment.batch_size % fabric.world_size:
         raise ValueError(f"batch_size is {experiment.batch_size}, allowed are multiples of {fabric.world_size} ranks")
@@ -96,23 +98,17 @@ def train(experiment: Experiment, folder: str | Path | None = None, progress: bo
     if sharded:
         shard(average.module)
     settings = {"lr": experiment.learning_rate, "betas": experiment.betas, "weight_decay": experiment.weight_decay}
-    optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], **settings, fused=True)
-    step, seconds = resume(folder, experiment, plain, average, optimizer)
+    optimizer = AdamW([p for p in plain.parameters() if p.requires_grad], **settings, fused=True)
+    step, seconds = resume(fabric, folder, experiment, plain, average, optimizer)
     optimizer = fabric.setup_optimizers(optimizer)
 
     last = -(-experiment.images // experiment.batch_size)
     every = max(1, experiment.checkpoint_images // experiment.batch_size)
     pending: list[tuple[int, Tensor, Tensor, Tensor]] = []
     started = time.perf_counter() - seconds
-    bar = tqdm(
-        mininterval=0.5,
-        total=last * experiment.batch_size,
-        initial=step * experiment.batch_size,
-        desc=experiment.name,
-        unit=" images",
-        unit_scale=True,
-        disable=not progress or fabric.global_rank != 0,
-    )
+    shown = {"desc": experiment.name, "unit": " images", "unit_scale": True, "mininterval": 0.5}
+    shown |= {"total": last * experiment.batch_size, "initial": step * experiment.batch_size}
+    bar = tqdm(**shown, disable=not progress or fabric.global_rank != 0)
     while step < last:
         set_learning_rate(optimizer, experiment, step)
         drawn = draw(experiment, data, model, step, fabric.global_rank, fabric.world_size)
@@ -130,7 +126,8 @@ def train(experiment: Experiment, folder: str | Path | None = None, progress: bo
             bar.set_postfix(loss=f"{values['loss']:.4f}")
             pending.clear()
         if step % every == 0 and step < last:
-            write_state(fabric, folder, experiment, plain, average, optimizer, step, time.perf_counter() - started)
+            card = {"experiment": experiment.to_dict(), "step": step, "seconds": time.perf_counter() - started}
+            write_state(fabric, folder, card, plain, average, optimizer)
     bar.close()
 
     weights = whole(average.module.state_dict())
@@ -197,7 +194,7 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
-def averaging(decay: float):
+def averaging(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
     """An exponential moving average of weights, whose first steps count less: decay min(d, (1 + n)/(10 + n))."""
 
     @torch.no_grad()
@@ -208,7 +205,7 @@ def averaging(decay: float):
     return update
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, experiment: Experiment, step: int) -> None:
+def set_learning_rate(optimizer: Optimizer, experiment: Experiment, step: int) -> None:
     """Linear warm-up, then constant or cosine decay to zero."""
     images = step * experiment.batch_size
     factor = min(1.0, (images + experiment.batch_size) / max(experiment.warmup_images, 1))
@@ -244,8 +241,10 @@ def summarise(
     return values | {f"loss_band_{b}": float(losses[bands == b].mean()) for b in range(model.path.bands)}
 
 
-def write_state(fabric, folder: Path, experiment: Experiment, network, average, optimizer, step, seconds) -> None:
-    """Write the training state after ``step`` steps, atomically, and drop the one before the last; on every rank."""
+def write_state(
+    fabric: Fabric, folder: Path, card: dict[str, Any], network: Module, average: AveragedModel, optimizer: Optimizer
+) -> None:
+    """Write the training state after its card's step, atomically, and drop the one before the last; on every rank."""
     states = optimizer.state_dict()["state"].items()
     tensors = {
         "network.safetensors": whole(network.state_dict()),
@@ -254,18 +253,30 @@ def write_state(fabric, folder: Path, experiment: Experiment, network, average, 
     }
     if not fabric.is_global_zero:
         return
-    card = {"experiment": experiment.to_dict(), "step": step, "seconds": seconds}
-    write_folder(folder / "state" / f"{step:09d}", tensors, card)
+    write_folder(folder / "state" / f"{card['step']:09d}", tensors, card)
     for old in sorted((folder / "state").glob("[0-9]*"))[:-2]:
         shutil.rmtree(old)
 
 
-def resume(folder: Path, experiment: Experiment, network, average, optimizer) -> tuple[int, float]:
-    """Load the newest training state, if there is one; returns its step and the seconds trained until then."""
+def resume(
+    fabric: Fabric, folder: Path, experiment: Experiment, network: Module, average: AveragedModel, optimizer: Optimizer
+) -> tuple[int, float]:
+    """Load the newest training state, if there is one; returns its step and the seconds trained until then.
+
+    Raises ValueError: it is damaged or another experiment's, or other ranks see another one.
+    """
     states = sorted((folder / "state").glob("[0-9]*"))
+    steps = gather(fabric, torch.tensor(int(states[-1].name) if states else 0)).tolist()
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"ranks found states of steps {steps}, allowed is one: {folder} must be on a disk that all machines share"
+        )
     if not states:
         return 0, 0.0
-    tensors, card = read_folder(states[-1], "experiment", "step", "seconds")
+    try:
+        tensors, card = read_folder(states[-1], "experiment", "step", "seconds")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{error}; remove {states[-1]} to go on from the state before it") from None
     check_same(Experiment.make(**card["experiment"]), experiment, folder)
     network.load_state_dict(spread(tensors["network.safetensors"], network.state_dict()))
     averaged = tensors["average.safetensors"]

@@ -99,6 +99,14 @@ def train_until(values: dict[str, Any], folder: Path, stop: int = 0) -> None:
         kflow.train.draw = real
 
 
+def train_apart(values: dict[str, Any], folder: Path) -> None:
+    """Each rank in a folder of its own, as on machines that share no disk: an error on all, and nothing is trained."""
+    folder = folder / os.environ["RANK"]
+    says = rf"ranks found states of steps \[2, 0\], allowed is one: {folder} must be on a disk that all machines share"
+    with pytest.raises(ValueError, match=says):
+        kflow.train.train(Experiment(**values), folder, progress=False)
+
+
 def check_parts(folder: Path) -> None:
     """A sharded network holds parts of its weights, which come back whole and go out again."""
     torch.distributed.init_process_group("gloo")

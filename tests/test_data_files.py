@@ -6,7 +6,11 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import zipfile
+from functools import partial
+from http.client import HTTPResponse
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -94,11 +98,56 @@ def test_wrong_folders_are_named(class_folders, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no valid/CLASS/NAME in"):
         read_image_folder(class_folders, "valid")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="there are no pictures"):
+    with pytest.raises(FileNotFoundError, match="there is no .jpg or .jpeg or .png or .webp in .*empty"):
         read_image_folder(tmp_path / "empty", "train")
     (class_folders / "train/cat/2.png").write_bytes(picture((5, 4), "RGB"))
     with pytest.raises(ValueError, match="train/cat/2.png is 5×4, allowed is 6×4 as train/ant/0.png"):
         read_image_folder(class_folders, "train")
+
+
+def test_what_is_no_source_is_named(face_source, tmp_path, monkeypatch):
+    monkeypatch.setenv("KFLOW_DATA", str(tmp_path / "data"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.png").write_bytes(picture((350, 350)))
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.write(tmp_path / "other" / "a.png", "a.png")
+    for source in (tmp_path / "other", tmp_path / "other.zip"):
+        with pytest.raises(FileNotFoundError, match=f"there is no data/legend.csv in {source}$"):
+            prepare("faces", source)
+    face_source.write_bytes(face_source.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"{face_source} is no whole zip file \(.*\): remove it, and get it again"):
+        prepare("faces", face_source)
+
+
+@pytest.fixture
+def address(tmp_path, monkeypatch):
+    """Where a server of this machine has the files of tmp_path."""
+    monkeypatch.setenv("no_proxy", "*")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_download_that_was_interrupted_is_begun_again(face_source, address, tmp_path, monkeypatch):
+    monkeypatch.setenv("KFLOW_DATA", str(tmp_path / "data"))
+    monkeypatch.setitem(files.PREPARED, "faces", ("faces64.npz", f"{address}/{face_source.name}", ""))
+    real, parts = HTTPResponse.read, []
+
+    def read(self, size=None):
+        parts.append(size)
+        if len(parts) == 2:
+            raise KeyboardInterrupt
+        return real(self, 100)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HTTPResponse, "read", read)
+        with pytest.raises(KeyboardInterrupt):
+            prepare("faces")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["faces-source.part"]
+    with pytest.raises(ValueError, match="the content of faces64.npz has sha256"):  # of other faces, but whole
+        prepare("faces")
+    assert (tmp_path / "data" / "faces-source.zip").read_bytes() == face_source.read_bytes()
 
 
 def test_cifar10_is_prepared_from_the_source(class_folders, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kflow.amplitude import PCA, Fourier, Identity, Meyer, Wavelet
 from kflow.data import load_data
-from kflow.experiment import CHOICES, HARDWARE, NOT_NEGATIVE, POSITIVE, Experiment, bf16_is_native
+from kflow.experiment import CHOICES, HARDWARE, NOT_NEGATIVE, POSITIVE, READ_BY, Experiment, bf16_is_native
 from kflow.flow import HardBump, Linear, SoftBump
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "notebooks" / "experiments").rglob("*.yaml"))
@@ -170,6 +170,33 @@ def test_values_of_the_library_are_checked_where_they_are_used():
             Experiment.make(**changes).make_model()
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"cuts": [0.3]}, r"cuts is \(0.3,\), allowed for decomposition wavelet is None"),
+        ({"decomposition": "fourier", "wavelet": "nonsense"}, "wavelet is 'nonsense', .* fourier is 'db6'"),
+        ({"decomposition": "meyer", "boundary": "zero"}, "boundary is 'zero', .* meyer is 'periodization'"),
+        ({"schedule": "linear", "intervals": [1, 2, 3]}, r"intervals is \(1.0, 2.0, 3.0\), .* schedule linear is None"),
+        ({"schedule": "linear", "connection": "nonsense"}, "connection is 'nonsense', .* linear is 'cubic'"),
+        ({"schedule": "linear", "order": "upside"}, "order is 'upside', .* linear is 'low-to-high'"),
+        ({"schedule": "soft", "connection": "meyer"}, "connection is 'meyer', .* soft is 'cubic'"),
+        ({"soft_width": 0.3}, "soft_width is 0.3, .* schedule hard is 0.5"),
+        ({"schedule": "linear", "soft_degree": 3}, "soft_degree is 3, .* schedule linear is 2"),
+    ],
+)
+def test_what_nothing_reads_is_refused(values, says):
+    with pytest.raises(ValueError, match=says):
+        Experiment.make(**values)
+    for name, (choice, *choices) in READ_BY.items():  # the names are those of keys and choices
+        assert {name, choice} <= set(KEYS) and set(choices) <= {*CHOICES[choice], "graph"}
+
+
+@pytest.mark.parametrize("data", ["celebahq", "church-latents"])
+def test_without_classes_nothing_is_conditional(data):
+    with pytest.raises(ValueError, match=f"conditional is True, allowed for data {data} is False"):
+        Experiment(data=data).make_model()
+
+
 def test_identity_has_one_band():
     with pytest.raises(ValueError, match="bands is 2, allowed for decomposition identity is 1"):
         Experiment(decomposition="identity")
@@ -243,8 +270,9 @@ def test_the_hash_ignores_the_machine_and_nothing_else():
     }  # fmt: skip
     assert other.keys() == set(KEYS), "a new parameter needs a line here"
     for key, value in other.items():
-        changed = dataclasses.replace(Experiment(), **{key: value})
-        assert (changed.hash == Experiment().hash) == (key in HARDWARE), key
+        base = Experiment(**dict([READ_BY[key][:2]] if key in READ_BY else []))
+        changed = dataclasses.replace(base, **{key: value})
+        assert (changed.hash == base.hash) == (key in HARDWARE), key
 
 
 def test_only_the_machine_may_differ_between_a_run_and_its_continuation():

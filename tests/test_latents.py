@@ -1,5 +1,8 @@
 """Autoencoders, and data sets of latents: encoded once, checked, and decoded to the same images."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -84,6 +87,23 @@ def test_a_data_set_is_encoded_once(few, trained, tmp_path, monkeypatch):
     )
     with pytest.raises(BaseException, match="encoded again"):
         encode_data(other, "few-autoencoder", folder)
+
+
+def test_of_two_that_want_the_same_latents_one_encodes(few, trained, tmp_path, monkeypatch):
+    """Threads stand for processes: each opens the lock for itself."""
+    real, calls = latents_module.encode, []
+
+    def slow(*arguments, **options):
+        calls.append(arguments)
+        time.sleep(0.3)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(latents_module, "RUNS", tmp_path)
+    monkeypatch.setattr(latents_module, "encode", slow)
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(lambda _: encode_data(few, "few-autoencoder", trained[1]), range(2))
+    assert len(calls) == 2, "train and test, once"
+    assert torch.equal(first.train, second.train) and first.hash == second.hash
 
 
 def test_shape_and_classes_are_known_without_the_files(monkeypatch):

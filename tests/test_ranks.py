@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from lightning_fabric import Fabric
-from processes import check_parts, free_port, on_ranks, train_until
+from processes import check_parts, free_port, on_ranks, train_apart, train_until
 
 from kflow.checkpoint import load_model
 from kflow.experiment import Experiment
@@ -73,6 +73,14 @@ def test_a_state_resumes_on_any_number_of_ranks(one, tmp_path, way):
             newest = max(path.name for path in (tmp_path / "run" / "state").iterdir())
             assert newest == f"{stop // 2 * 2:09d}"
     assert_same_run(tmp_path / "run", one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [TWO, SHARDED], ids=["ddp", "fsdp"])
+def test_machines_that_see_other_states_do_not_train_on_a_mixture(tmp_path, changes):
+    train_until(VALUES, tmp_path / "0", stop=3)
+    on_ranks(tmp_path, train_apart, VALUES | changes, tmp_path)
+    assert not any((tmp_path / rank / "model").exists() for rank in "01")
 
 
 @pytest.mark.slow

@@ -202,6 +202,15 @@ def test_flow_priors_is_drawn_to_the_measurement_through_a_network():
     assert errors[1] < 0.7 * errors[0]
 
 
+def test_the_noise_of_a_measurement_is_the_same_on_every_device():
+    expected = degrade(Operator(SHAPE), torch.zeros(2, *SHAPE), 0.5, seed=3)
+    assert expected.std() == pytest.approx(0.5, rel=0.3)
+    assert degrade(Operator(SHAPE), torch.zeros(2, *SHAPE, device="meta"), 0.5, seed=3).device.type == "meta"
+    if torch.cuda.is_available():
+        there = degrade(Operator(SHAPE), torch.zeros(2, *SHAPE, device="cuda"), 0.5, seed=3)
+        assert there.is_cuda and torch.equal(there.cpu(), expected)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

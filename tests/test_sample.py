@@ -131,12 +131,11 @@ def test_solvers_have_their_order_over_a_jump_at_a_join(solver, order):
 def test_adaptive_solvers_keep_their_tolerance_over_a_jump_at_a_join(solver):
     network, exact = kinked()
     calls = []
-    for tolerance in (1e-3, 1e-6):
+    for tolerance in (1e-3, 1e-11 if solver == "dopri8" else 1e-6):  # its first step keeps 1e-6 already
         result = sample(flow(network), noise(), solver=solver, tolerance=tolerance)
-        # fehlberg2 judges itself too kindly
-        assert (result.data - exact).norm() / exact.norm() < (300 if solver == "fehlberg2" else 5) * tolerance
+        assert (result.data - exact).norm() / exact.norm() < 5 * tolerance
         calls.append(result.nfe)
-    assert calls[0] < calls[1] < 2_000 or solver == "dopri8"
+    assert calls[0] < calls[1] < 2_000
 
 
 def gaussian() -> tuple[GaussianOracle, Tensor]:
@@ -386,6 +385,7 @@ def test_soft_bumps_have_joins_too():
         ({"drop_class_at": 1.5}, "drop_class_at is 1.5, allowed are values of k from 0 to 1"),
         ({"drop_class_at": math.nan}, "drop_class_at is nan"),
         ({"drop_class_at": "jion"}, "drop_class_at is jion, allowed are values of k from 0 to 1, and join"),
+        ({"labels_after": torch.tensor([0, 1, 2])}, "labels_after were given with drop_class_at None, allowed is a k"),
         ({"labels": torch.tensor([0, 1, 5])}, "a label is 5, allowed are 0 to 3, and 4 for no class"),
         ({"labels": torch.tensor([0, -1, 2])}, "a label is -1, allowed are 0 to 3"),
         ({"labels": torch.tensor([0, 1])}, r"labels have shape \(2,\), allowed is \(3,\)"),

@@ -5,13 +5,16 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
 from kflow.amplitude import Fourier, Meyer, Wavelet
 from kflow.checkpoint import load_model
 from kflow.data import load_data, to_float
-from kflow.sample import sample
+from kflow.flow import HardBump, Path
+from kflow.sample import ADAPTIVE, FIXED, sample
 from kflow.steer import Steered, compose_noise, draw_noise, invert
 from kflow.storage import CHECKPOINTS
+from kflow.velocity import KFlow
 
 SHAPE = (1, 16, 16)
 
@@ -109,8 +112,10 @@ def test_two_parts_of_the_way_are_the_whole(model):
     half = sample(model, noise, labels, steps=5, end=0.5)
     rest = sample(model, half.data, labels, steps=5, start=0.5)
     assert torch.equal(rest.data, whole.data) and half.nfe + rest.nfe == whole.nfe
-    for start, end in ((0.5, 0.5), (-0.1, 1), (0, 1.1), (0.7, 0.2)):
-        with pytest.raises(ValueError, match=f"start is {start} and end {end}, allowed are 0 to 1, the end after"):
+    for start, end in ((0.5, 0.5), (-0.1, 1), (0, 1.1), (1, -0.2)):
+        with pytest.raises(
+            ValueError, match=f"start is {start} and end {end}, allowed are two different values from 0 to 1"
+        ):
             sample(model, noise, start=start, end=end)
 
 
@@ -152,6 +157,36 @@ def test_a_real_image_goes_to_noise_and_back(model):
         errors.append(float((back - images).square().mean().sqrt()))
     assert errors[1] < errors[0] and errors[1] < 0.01
     assert 0.8 < found.data.std() < 1.3, "what it finds looks like noise"
+
+
+class LabelAsDisplacement(nn.Module):
+    """A network whose answer is the label, and 10 for none."""
+
+    classes, null_label = 4, 4
+
+    def forward(self, state, k, weights, labels):
+        number = torch.full((len(state),), 10) if labels is None else torch.where(labels == 4, 10, labels)
+        return number.to(state).view(-1, 1, 1, 1).expand_as(state)
+
+
+@pytest.mark.parametrize("solver", FIXED + ADAPTIVE)
+def test_the_way_back_is_exact_where_the_velocity_is_constant_between_jumps(solver):
+    """It jumps at joins, and where the class changes: the way back asks on the same side of both."""
+    model = KFlow(LabelAsDisplacement(), Path(Fourier(SHAPE, 3), HardBump(3, connection="linear")), "displacement")
+    noise, labels, later = torch.randn(3, *SHAPE).double(), torch.tensor([0, 1, 3]), torch.tensor([2, 2, 0])
+    options = {"steps": 9, "solver": solver, "guidance_scale": 1.5, "drop_class_at": 0.4, "labels_after": later}
+    there = sample(model, noise, labels, **options)
+    back = invert(model, there.data, labels, trajectory=True, **options)
+    torch.testing.assert_close(back.data, noise, atol=1e-9, rtol=0)
+    assert back.k.tolist() == there.k.tolist()[::-1] and len(back.trajectory) == len(back.k)
+    assert torch.equal(back.trajectory[0], there.data) and torch.equal(back.trajectory[-1], back.data)
+
+
+def test_a_part_of_the_way_back(model):
+    noise, labels = draw_noise(3, (1, 32, 32), 2), torch.arange(2)
+    whole = invert(model, noise, labels, steps=10)
+    half = invert(model, noise, labels, steps=5, end=0.5)
+    assert torch.equal(invert(model, half.data, labels, steps=5, start=0.5).data, whole.data)
 
 
 def test_a_band_of_a_real_image_is_edited(model):

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kflow.amplitude.decomposition import KAmplitude, orthonormal, radial_cuts
@@ -58,18 +55,6 @@ class PCA(KAmplitude):
             raise ValueError(f"PCA got {count} samples, allowed is 2 or more")
         eigenvalues, vectors = torch.linalg.eigh(scatter / (count - 1))
         return cls(vectors.T.flip(0), eigenvalues.flip(0).clamp(min=0), mean.view(shape), bands, cuts)
-
-    def save(self, path: str | Path) -> None:
-        """Write mean, eigenvalues and components (float64) as safetensors; bands and cuts are not part of the fit."""
-        save_file({name: getattr(self, name).contiguous() for name in ("components", "eigenvalues", "mean")}, path)
-
-    @classmethod
-    def load(cls, path: str | Path, bands: int = 2, cuts: Sequence[float] | None = None) -> PCA:
-        """Read what :meth:`save` wrote. Raises ValueError if the file is damaged or holds something else."""
-        try:
-            return cls(**load_file(path), bands=bands, cuts=cuts)
-        except (SafetensorError, TypeError) as error:
-            raise ValueError(f"{path} is not a saved PCA: {error}") from None
 
     def analyse(self, x: Tensor) -> Tensor:
         """Coefficients in the order of the components, (batch, D)."""

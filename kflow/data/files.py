@@ -22,7 +22,8 @@ from torch import Tensor
 from torchvision.datasets.utils import download_url
 from tqdm.auto import tqdm
 
-ROOT = Path(__file__).resolve().parents[2]
+from kflow.storage import ROOT
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Prepared file, public source, and sha256 of its content: of faces the pixels, of CIFAR-10 all names and bytes.
 PREPARED = {
@@ -78,20 +79,26 @@ def read_faces() -> tuple[Tensor, Tensor, list[str]]:
     return pixels[:-1000], pixels[-1000:], [str(label) for label in labels[order]]
 
 
-def open_files(path: str | Path) -> tuple[list[str], Callable[[str], bytes]]:
-    """Sorted names of the pictures of a folder or zip file (FileNotFoundError if none), and how to read one."""
+def open_files(path: str | Path, endings: tuple[str, ...] = SUFFIXES) -> tuple[list[str], Callable[[str], bytes]]:
+    """Sorted names of the pictures, or what ends otherwise, of a folder or zip file, and how to read one.
+
+    Raises FileNotFoundError if there are none, ValueError if the zip file is damaged.
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no folder or zip file {path}")
     if path.is_dir():
-        names = sorted(str(p.relative_to(path).as_posix()) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        names = [p.relative_to(path).as_posix() for p in path.rglob("*")]
         read: Callable[[str], bytes] = lambda name: (path / name).read_bytes()  # noqa: E731
     else:
-        archive = zipfile.ZipFile(path)
-        names = sorted(name for name in archive.namelist() if name.lower().endswith(SUFFIXES))
-        read = archive.read
+        try:
+            archive = zipfile.ZipFile(path)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path} is no whole zip file ({error}): remove it, and get it again") from None
+        names, read = archive.namelist(), archive.read
+    names = sorted(name for name in names if name.lower().endswith(endings))
     if not names:
-        raise FileNotFoundError(f"there are no pictures ({', '.join(SUFFIXES)}) in {path}")
+        raise FileNotFoundError(f"there is no {' or '.join(endings)} in {path}")
     return names, read
 
 
@@ -151,8 +158,12 @@ def prepare(name: str, source: str | Path | None = None) -> Path:
     path = data_folder() / file
     path.parent.mkdir(parents=True, exist_ok=True)
     if source is None:
-        download_url(url, str(path.parent), f"{name}-source.zip")
         source = path.parent / f"{name}-source.zip"
+        if not source.exists():
+            part = source.with_suffix(".part")
+            part.unlink(missing_ok=True)  # of a download that was interrupted
+            download_url(url, str(part.parent), part.name)
+            os.replace(part, source)
     part = path.with_suffix(".part")
     found = {"faces": prepare_faces, "cifar10": prepare_cifar10}[name](source, part)
     check_hash(name, found)
@@ -167,7 +178,8 @@ def prepare_faces(source: str | Path, target: Path) -> str:
         picture = Image.open(io.BytesIO(read()))
         if (picture.mode, picture.size) == ("L", (350, 350)):
             kept[path.split("/")[-1]] = np.asarray(picture.resize((64, 64), Image.LANCZOS))
-    for row in csv.DictReader(io.StringIO(read_text(source, "data/legend.csv"))):
+    (legend, *_), read = open_files(source, ("data/legend.csv",))
+    for row in csv.DictReader(io.StringIO(read(legend).decode())):
         labels[row["image"]] = row["emotion"].lower()
     names = sorted(kept)
     images = np.stack([kept[name] for name in names])
@@ -186,11 +198,3 @@ def prepare_cifar10(source: str | Path, target: Path) -> str:
             if inside.startswith(("train/", "test/")):
                 archive.writestr(zipfile.ZipInfo(inside), read())
     return hash_of_files(target)
-
-
-def read_text(source: str | Path, ending: str) -> str:
-    """The text file of a folder or zip file whose name ends so."""
-    if Path(source).is_dir():
-        return next(Path(source).rglob(ending)).read_text()
-    with zipfile.ZipFile(source) as archive:
-        return archive.read(next(name for name in archive.namelist() if name.endswith(ending))).decode()

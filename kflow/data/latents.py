@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,11 +116,15 @@ def encode_data(data: Images, name: str, folder: str | Path | None = None) -> La
     autoencoder, card = load_autoencoder(folder or CHECKPOINTS / name)
     origin = hashlib.sha256(f"{data.hash} {card['files'][WEIGHTS]}".encode()).hexdigest()
     place = RUNS / "latents" / f"{data.name}-{origin[:12]}"
-    if not (place / CARD).exists():
-        train = torch.cat([data.train, data.train.flip(3)])
-        latents = {"train": encode(train, autoencoder, desc=f"{data.name}: encoding")}
-        latents["test"] = encode(data.test, autoencoder)
-        write_folder(place, {WEIGHTS: latents}, {"data": data.name, "data_hash": data.hash, "autoencoder": str(name)})
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with open(place.with_name(f".{place.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one encodes, the others wait and read
+        if not (place / CARD).exists():
+            train = torch.cat([data.train, data.train.flip(3)])
+            latents = {"train": encode(train, autoencoder, desc=f"{data.name}: encoding")}
+            latents["test"] = encode(data.test, autoencoder)
+            card = {"data": data.name, "data_hash": data.hash, "autoencoder": str(name)}
+            write_folder(place, {WEIGHTS: latents}, card)
     latents = read_folder(place, "data")[0][WEIGHTS]  # memory-mapped
     labels = (data.train_labels.repeat(2), data.test_labels)
     return Latents(f"{data.name}-latents", latents["train"], latents["test"], *labels, data.classes, origin)

@@ -75,10 +75,10 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    def __init__(self, width: int, patch_size: int, out_channels: int):
+    def __init__(self, width: int, patch_size: int, channels: int):
         super().__init__()
         self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.linear = nn.Linear(width, patch_size**2 * out_channels)
+        self.linear = nn.Linear(width, patch_size**2 * channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -97,7 +97,6 @@ class DiT(nn.Module):
         width, depth, heads: of the transformer; heads divides width, 4 divides width.
         bands: number of bands, embedded with k.
         classes: number of classes; 0 for an unconditional network.
-        out_channels: channels of the output; those of the state if not given.
 
     Raises ValueError: sizes that do not divide.
     """
@@ -111,7 +110,6 @@ class DiT(nn.Module):
         heads: int,
         bands: int = 1,
         classes: int = 0,
-        out_channels: int | None = None,
     ):
         super().__init__()
         channels, rows, columns = shape
@@ -119,7 +117,7 @@ class DiT(nn.Module):
             raise ValueError(f"patch_size is {patch_size}, allowed are divisors of height {rows} and width {columns}")
         if width % heads or width % 4:
             raise ValueError(f"width is {width}, allowed are multiples of 4 and of heads = {heads}")
-        self.classes, self.patch_size, self.out_channels = classes, patch_size, out_channels or channels
+        self.classes, self.patch_size = classes, patch_size
         self.grid = (rows // patch_size, columns // patch_size)
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(channels, width, patch_size, patch_size)})
         self.k_embedder = KAmplitudeEmbedding(width, bands)
@@ -127,7 +125,7 @@ class DiT(nn.Module):
             self.y_embedder = LabelEmbedding(classes, width)
         self.pos_embed = nn.Parameter(sincos_positions(width, *self.grid), requires_grad=False)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.final_layer = FinalLayer(width, patch_size, self.out_channels)
+        self.final_layer = FinalLayer(width, patch_size, channels)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -157,7 +155,7 @@ class DiT(nn.Module):
             weights: (batch, B), the band weights at k.
             labels: (batch,) whole numbers from 0 to the number of classes (the null label), or None for no class.
 
-        Returns (batch, out_channels, height, width).
+        Returns (batch, channel, height, width).
         """
         dtype = self.final_layer.linear.weight.dtype
         condition = self.k_embedder(k, weights)
@@ -169,8 +167,8 @@ class DiT(nn.Module):
         for block in self.blocks:
             x = block(x, condition)
         x = self.final_layer(x, condition)
-        x = x.view(len(x), *self.grid, self.patch_size, self.patch_size, self.out_channels)
-        return torch.einsum("nhwpqc->nchpwq", x).reshape(len(x), self.out_channels, *state.shape[2:])
+        x = x.view(len(x), *self.grid, self.patch_size, self.patch_size, state.shape[1])
+        return torch.einsum("nhwpqc->nchpwq", x).reshape(state.shape)
 
 
 class LatentFlowDiT(DiT):
@@ -181,7 +179,7 @@ class LatentFlowDiT(DiT):
         return -super().forward(state, (1 - k) / 1000, weights, labels)
 
 
-def make_dit(name: str, shape: Sequence[int], bands: int = 1, classes: int = 0, out_channels: int | None = None) -> DiT:
+def make_dit(name: str, shape: Sequence[int], bands: int = 1, classes: int = 0) -> DiT:
     """A DiT by name, such as ``DiT-L/2``: size nano, micro, mini (ours), S, B, L or XL, patch size 2, 4 or 8; with
     ``LFM-`` in front a :class:`LatentFlowDiT`.
 
@@ -195,4 +193,4 @@ def make_dit(name: str, shape: Sequence[int], bands: int = 1, classes: int = 0, 
         )
     width, depth, heads = SIZES[size]
     kind = LatentFlowDiT if name.startswith("LFM-") else DiT
-    return kind(shape, int(patch), width, depth, heads, bands, classes, out_channels)
+    return kind(shape, int(patch), width, depth, heads, bands, classes)

@@ -27,7 +27,7 @@ class UNet(nn.Module):
         shape: (channel, height, width) of the state; the levels halve height and width.
         width, multiples: channels of the first level, and of every level as a multiple of it.
         attention, blocks: levels with attention, and residual blocks of a level.
-        bands, classes, out_channels: as for :class:`~kflow.networks.DiT`.
+        bands, classes: as for :class:`~kflow.networks.DiT`.
 
     Raises ValueError: height or width cannot be halved often enough.
     """
@@ -41,7 +41,6 @@ class UNet(nn.Module):
         blocks: int,
         bands: int = 1,
         classes: int = 0,
-        out_channels: int | None = None,
     ):
         super().__init__()
         from diffusers import UNet2DModel
@@ -52,7 +51,7 @@ class UNet(nn.Module):
         kinds = ["Attn" if level in attention else "" for level in range(len(multiples))]
         self.unet = UNet2DModel(
             in_channels=shape[0],
-            out_channels=out_channels or shape[0],
+            out_channels=shape[0],
             block_out_channels=[width * multiple for multiple in multiples],
             layers_per_block=blocks,
             down_block_types=[f"{kind}DownBlock2D" for kind in kinds],

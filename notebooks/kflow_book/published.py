@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor
 
 from kflow.checkpoint import save_model
-from kflow.experiment import Experiment
+from kflow.experiment import READ_BY, Experiment
 from kflow.networks import DiT
 from kflow.storage import RUNS, file_hash
 
@@ -27,8 +27,8 @@ from kflow.storage import RUNS, file_hash
 def load_published(network: DiT, weights: dict[str, Tensor]) -> None:
     """Load the weights of the published DiT, by name, into a network of the same size.
 
-    The time embedding becomes the embedding of k; of an output doubled by a learned sigma the first half is kept where
-    the network has no use for the second; the embedding of the band weights, which DiT lacks, stays as it is.
+    The time embedding becomes the embedding of k; of an output doubled by a learned sigma the first half is kept; the
+    embedding of the band weights, which DiT lacks, stays as it is.
 
     Args:
         network: of the published size.
@@ -43,7 +43,7 @@ def load_published(network: DiT, weights: dict[str, Tensor]) -> None:
         for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
             # Rows are ordered (patch row, patch column, channel): the first half of the channels, not of the rows.
             value = renamed[name].unflatten(0, (network.patch_size**2, -1))
-            renamed[name] = value[:, : network.out_channels].flatten(0, 1)
+            renamed[name] = value[:, : value.shape[1] // 2].flatten(0, 1)
     missing = own.keys() - renamed.keys() - {"k_embedder.bands.weight"}
     unknown = renamed.keys() - own.keys()
     wrong = [n for n in own.keys() & renamed.keys() if own[n].shape != renamed[n].shape]
@@ -92,6 +92,7 @@ def convert(file: str | Path, path: str | Path, folder: str | Path | None = None
     """
     given = Experiment.load(path, **changes)
     lfm = {"network": f"LFM-{given.network}", "decomposition": "identity", "bands": 1, "schedule": "linear"}
+    lfm |= {key: getattr(Experiment, key) for key in READ_BY}  # which neither of the two reads
     name = changes.get("name", f"lfm-released-{given.data.removesuffix('-latents')}")
     experiment = Experiment.load(path, **changes | lfm | {"name": name})
     try:

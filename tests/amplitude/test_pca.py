@@ -1,10 +1,9 @@
-"""PCA against scikit-learn, in pieces and whole, saved and loaded."""
+"""PCA against scikit-learn, in pieces and whole."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from sklearn import decomposition
 
 from kflow.amplitude import PCA
@@ -116,43 +115,3 @@ def test_impossible_components():
         PCA(pca.components * 1.001, pca.eigenvalues, pca.mean)
     with pytest.raises(ValueError, match="off orthonormal by nan"):
         PCA(pca.components * float("nan"), pca.eigenvalues, pca.mean)
-
-
-def test_save_and_load(tmp_path):
-    pca, path = PCA.fit(samples(30), 2), tmp_path / "pca.safetensors"
-    pca.save(path)
-    loaded = PCA.load(path, 3, [0.2, 0.5])
-    for name in ("components", "eigenvalues", "mean"):
-        assert torch.equal(getattr(loaded, name), getattr(pca, name))
-    assert loaded.shape == SHAPE and loaded.bands == 3 and loaded.sizes().tolist() == [4, 8, 12]
-    x, weights = samples(4, seed=3).float(), torch.rand(4, 2)
-    assert torch.equal(PCA.load(str(path)).reweight(x, weights), pca.reweight(x, weights))
-
-
-@pytest.mark.parametrize("length", [0, 4, 100, -8, -1])
-def test_truncated_file(tmp_path, length):
-    path = tmp_path / "pca.safetensors"
-    PCA.fit(samples(30)).save(path)
-    path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(ValueError, match="pca.safetensors is not a saved PCA"):
-        PCA.load(path)
-
-
-def test_damaged_or_foreign_file(tmp_path):
-    path = tmp_path / "pca.safetensors"
-    path.write_bytes(b"not at all" * 100)
-    with pytest.raises(ValueError, match="is not a saved PCA"):
-        PCA.load(path)
-    save_file({"weight": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="is not a saved PCA"):
-        PCA.load(path)
-    PCA.fit(samples(30)).save(path)
-    tensors = load_file(path)
-    save_file({**tensors, "components": tensors["components"] + torch.eye(24) / 100}, path)
-    with pytest.raises(ValueError, match="off orthonormal"):
-        PCA.load(path)
-    save_file({**tensors, "mean": tensors["mean"][:1]}, path)
-    with pytest.raises(ValueError, match="the mean allows"):
-        PCA.load(path)
-    with pytest.raises(FileNotFoundError):
-        PCA.load(tmp_path / "nowhere")
