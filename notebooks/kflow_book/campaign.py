@@ -1,6 +1,6 @@
 """Trains the runs whose records are missing, and measures each of them as soon as it is trained.
 
-python -m kflow_book.campaign PATTERN ...    such as faces-lfm faces-db6 "faces-*"; what comes first is done first
+python -m kflow_book.campaign PATTERN ...    shell patterns; what comes first is done first
 
 Several processes share the runs out; ``make campaign`` starts one a core. What was cut goes on where it stopped.
 """
