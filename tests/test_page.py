@@ -1,11 +1,13 @@
 """The book in a real browser, without network: every page loads, and the one without a kernel draws as PyTorch does."""
 
 import importlib.util
+import json
 import os
 import shutil
 import sys
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,7 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from kflow.checkpoint import load_model
+from kflow.checkpoint import load_model, save_model
+from kflow.data import to_uint8
+from kflow.experiment import Experiment
+from kflow.networks import Autoencoder
 from kflow.sample import sample
 from kflow.steer import Steered, compose_noise, draw_noise
 from kflow.storage import CHECKPOINTS
@@ -96,6 +101,33 @@ def site(tmp_path_factory):
     )
     (site / "steer.html").write_text(PAGE)
     return site
+
+
+@pytest.fixture(scope="module")
+def latents(site):
+    """A model in the latents of an autoencoder, both untrained, added to the page's: its name, it, the autoencoder."""
+    from steer import export
+
+    from kflow import storage
+    from kflow.data import registry
+
+    torch.manual_seed(0)
+    name, data, autoencoder = "colours", "cifar10-latents", Autoencoder((3, 32, 32), factor=2, width=16, depth=1)
+    autoencoder.eval().requires_grad_(False)
+    experiment = Experiment(name=name, data=data, network="DiT-nano/4")
+    model = experiment.make_model().eval()
+    torch.nn.init.normal_(model.network.final_layer.linear.weight, std=0.05)  # or it would predict that nothing moves
+    page = site / "_static" / "steer"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "CHECKPOINTS", site / "checkpoints")
+        known = replace(registry.DATA[data], autoencoder=lambda: autoencoder)
+        patch.setitem(registry.DATA, data, known)
+        save_model(model, experiment, storage.CHECKPOINTS / name)
+        size = export(name, page)
+    models = json.loads((page / "models.json").read_text())
+    models["models"][name] = {"title": "latents", "bytes": size}
+    (page / "models.json").write_text(json.dumps(models))
+    return name, load_model(site / "checkpoints" / name)[0], autoencoder
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +262,26 @@ def test_a_model_without_classes(page):
     choice.select_option(NAME)
     finished(page)
     assert not page.errors
+
+
+def test_latents_are_decoded(browser, site, latents):
+    name, model, autoencoder = latents
+    with opened(browser, site) as page:
+        page.goto(f"{page.address}/steer.html#model={name}&seeds=7,8&label=3&steps=6")
+        page.click(".kflow-load")
+        finished(page)
+        last = "Array.from(window.kflow.frames().at(-1).{})"
+        state, drawn = (np.array(page.evaluate(last.format(key)), np.float32) for key in ("state", "picture"))
+        noise = compose_noise(model.path.decomposition, [draw_noise(seed, (4, 16, 16)) for seed in (7, 8)])
+        expected = sample(model, noise, torch.tensor([3]), steps=6, guidance_scale=1.5).data
+        assert np.abs(state.reshape(1, 4, 16, 16) - expected.numpy()).max() < 1e-2
+        image = autoencoder.decode(expected)
+        assert np.abs(drawn.reshape(1, 3, 32, 32) - image.numpy()).max() < 1e-2
+        assert (image.amax(1) - image.amin(1)).max() > 0.05, "a picture with colours"
+        pixels = "c => Array.from(c.getContext('2d').getImageData(0, 0, 32, 32).data)"
+        painted = np.array(page.locator("canvas").evaluate(pixels)).reshape(32, 32, 4)[..., :3]
+        assert np.abs(painted - to_uint8(image)[0].permute(1, 2, 0).numpy()).max() <= 2
+        assert not page.errors
 
 
 def test_on_the_graphics_card_it_draws_the_same(playwright, site):

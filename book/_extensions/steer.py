@@ -86,8 +86,26 @@ def make_compose(ruler):
     return Compose().eval()
 
 
+def make_decode(autoencoder):
+    """Latents (1, *shape) to the image (1, channel, height, width)."""
+    import torch
+
+    class Decode(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.autoencoder = autoencoder
+
+        def forward(self, latents):
+            return self.autoencoder.decode(latents)
+
+    return Decode().eval()
+
+
 def export(name, folder):
-    """Write NAME-step.onnx, NAME-compose.onnx and NAME.json; returns their bytes. Each is checked against PyTorch."""
+    """Write NAME-step.onnx, NAME-compose.onnx, for latents NAME-decode.onnx, and NAME.json; returns their bytes.
+
+    Each is checked against PyTorch.
+    """
     import numpy as np
     import onnxruntime
     import torch
@@ -99,6 +117,7 @@ def export(name, folder):
     from kflow.storage import CHECKPOINTS
 
     model, experiment, card = load_model(CHECKPOINTS / name)
+    data = describe_data(experiment.data)
     decomposition = model.path.decomposition
     ruler = Wavelet(decomposition.shape, "db6") if isinstance(decomposition, Identity) else decomposition
     source = torch.Generator().manual_seed(0)
@@ -111,10 +130,13 @@ def export(name, folder):
     inputs = {"state": one, "k": torch.tensor([0.3]), "localised": torch.tensor([1.0])}
     if experiment.conditional:
         inputs |= {"labels": torch.tensor([3]), "guidance": torch.tensor([1.5])}
-    for part, module, given, output in (
+    parts = [
         ("step", make_step(model), inputs, "velocity"),
         ("compose", make_compose(ruler), {"noises": noise}, "noise"),
-    ):
+    ]
+    if data.autoencoder:
+        parts.append(("decode", make_decode(data.autoencoder()), {"latents": one}, "image"))
+    for part, module, given, output in parts:
         path = folder / f"{name}-{part}.onnx"
         with torch.no_grad():
             expected = module(*given.values()).numpy()
@@ -129,9 +151,11 @@ def export(name, folder):
     names = ["low", "high"] if ruler.bands == 2 else [f"{band}." for band in range(ruler.bands)]
     starts, _ = band_intervals(experiment.bands, experiment.intervals, experiment.order)
     meta = {
-        "shape": ruler.shape, "bands": ruler.bands, "names": names, "joins": model.path.schedule.joins,
+        "shape": ruler.shape, "latents": bool(data.autoencoder),
+        "picture": describe_data(data.images or experiment.data).shape,
+        "bands": ruler.bands, "names": names, "joins": model.path.schedule.joins,
         "order": sorted(range(experiment.bands), key=starts.__getitem__),
-        "classes": describe_data(experiment.data).classes if experiment.conditional else (),
+        "classes": data.classes if experiment.conditional else (),
         "checkpoint": card["files"],
     }  # fmt: skip
     (folder / f"{name}.json").write_text(json.dumps(meta))
@@ -178,7 +202,8 @@ def digest(models):
     """Of everything that the exported files depend on."""
     total = hashlib.sha256(RUNTIME.encode())
     inputs = [Path(__file__), ROOT / "constraints.txt", *(ROOT / "kflow").rglob("*.py")]
-    for path in sorted([*inputs, *(p for name in models for p in (ROOT / "checkpoints" / name).iterdir())]):
+    folders = [*(ROOT / "checkpoints" / name for name in models), *(ROOT / "checkpoints").glob("*-autoencoder")]
+    for path in sorted([*inputs, *(path for folder in folders for path in folder.iterdir())]):
         total.update(path.read_bytes())
     return total.hexdigest()[:16]
 

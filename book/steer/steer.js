@@ -124,8 +124,8 @@ function build() {
     labelled("localised: each band moves only in its turn", localised),
     save,
   );
-  canvas.width = meta.shape[2];
-  canvas.height = meta.shape[1];
+  canvas.width = meta.picture[2];
+  canvas.height = meta.picture[1];
   drawBar();
 }
 
@@ -149,13 +149,13 @@ function draw() {
   const plane = canvas.width * canvas.height;
   for (let i = 0; i < plane; i++) {
     for (let channel = 0; channel < 3; channel++) {
-      const value = frame.state[(meta.shape[0] === 3 ? channel * plane : 0) + i];
+      const value = frame.picture[(meta.picture[0] === 3 ? channel * plane : 0) + i];
       pixels.data[4 * i + channel] = Math.round((value + 1) * 127.5);
     }
     pixels.data[4 * i + 3] = 255;
   }
   canvas.getContext("2d").putImageData(pixels, 0, 0);
-  canvas.ariaLabel = `a ${meta.classes[state.label] ?? "face"} at k = ${frame.k.toFixed(2)}, seeds ${state.seeds.join(" and ")}`;
+  canvas.ariaLabel = `${meta.classes[state.label] ?? "face"} at k = ${frame.k.toFixed(2)}, seeds ${state.seeds.join(" and ")}`;
   scrubber.max = frames.length - 1;
   scrubber.value = index;
   scrubbed.textContent = `k = ${frame.k.toFixed(2)}`;

@@ -2,7 +2,7 @@
 import { where } from "./ort/where.mjs";
 
 let ort = null; // the runtime, for the processor alone or for the graphics card too
-let model = null; // {meta, step, compose}
+let model = null; // {meta, step, compose, decode: of latents}
 let wanted = 0; // number of the newest request: an older one stops at its next step
 
 // The generator of kflow.steer.draw_noise: a 32-bit counter, hashed twice with the seed, Box and Muller.
@@ -70,8 +70,16 @@ async function load(name, gpu) {
     provider = "wasm"; // a card that does not take the model
     return read("step", provider);
   });
-  model = { meta, step, compose: await read("compose", "wasm") };
+  model = { meta, step, compose: await read("compose", "wasm"), decode: meta.latents && (await read("decode", "wasm")) };
   return { ...meta, provider };
+}
+
+// The state, and the picture that it is: latents are decoded.
+async function show(id, index, count, k, state) {
+  const { meta, decode } = model;
+  const latents = decode && new ort.Tensor("float32", state, [1, ...meta.shape]);
+  const picture = decode ? (await decode.run({ latents })).image.data.slice() : state.slice();
+  postMessage({ kind: "frame", id, index, count, k, state: state.slice(), picture });
 }
 
 async function run(request) {
@@ -83,7 +91,7 @@ async function run(request) {
   const stacked = new ort.Tensor("float32", noises, [meta.bands, channel, height, width]);
   let state = (await compose.run({ noises: stacked })).noise.data.slice();
   const points = grid(meta.classes.length && request.tau < 1 ? [...new Set([...meta.joins, request.tau])] : meta.joins, request.steps);
-  postMessage({ kind: "frame", id: request.id, index: 0, count: points.length, k: 0, state: state.slice() });
+  await show(request.id, 0, points.length, 0, state);
   const number = (value) => new ort.Tensor("float32", Float32Array.from([value]), [1]);
   const label = new ort.Tensor("int64", BigInt64Array.from([BigInt(request.label)]), [1]);
   for (let i = 0; i + 1 < points.length; i++) {
@@ -99,7 +107,7 @@ async function run(request) {
     const next = new Float32Array(size);
     for (let j = 0; j < size; j++) next[j] = state[j] + (high - low) * velocity.data[j];
     state = next;
-    postMessage({ kind: "frame", id: request.id, index: i + 1, count: points.length, k: high, state: state.slice() });
+    await show(request.id, i + 1, points.length, high, state);
     await new Promise((resolve) => setTimeout(resolve)); // let a newer request in
   }
 }
