@@ -41,7 +41,7 @@ COLUMNS = ["topic", "claim", "source", "paper", "here", "rule", "verdict", "read
 TOPICS = {
     "The data": ("digits-energy",),
     "Quality without a class": ("unconditional",),
-    "Quality with a class": ("conditional", "guided/fd", "guided/recall"),
+    "Quality with a class": ("conditional", "guided/fd", "guided/recall", "guided-cifar10/fd", "guided-cifar10/recall"),
     "Dropping the class": ("guided", "dropping"),
     "Cost": ("nfe", "digits-cost", "steps"),
     "Trajectories": ("trajectory",),
@@ -84,7 +84,7 @@ def load_rules(path: str | Path = RULES) -> list[dict[str, Any]]:
         unknown = rule.keys() - {*KEYS, *CHOICE}
         if unknown or "claim" not in rule:
             raise ValueError(f"{rule.get('claim')!r} has {sorted(unknown)}, allowed are {', '.join(KEYS)}")
-        if not rule.keys() & {"awaits", "choose"}:
+        if "value" in rule or not rule.keys() & {"awaits", "choose"}:
             for key, allowed in (("rule", ("below", "above", "within")), ("compare", ("ratio", "difference"))):
                 if rule.setdefault(key, "ratio" if key == "compare" else None) not in allowed:
                     raise ValueError(f"{rule['claim']!r}: {key} is {rule[key]!r}, allowed are {', '.join(allowed)}")
@@ -159,6 +159,7 @@ def ledger(folder: str | Path = RECORDS, path: str | Path = RULES) -> pd.DataFra
         row = {"topic": find_topic(rule), "claim": rule["claim"], "source": rule["source"]}
         row |= {"paper": str(rule.get("paper", "")), "reading": rule.get("reading", "")}
         if "awaits" in rule:
+            row["rule"] = rule_in_words(rule) if "value" in rule else ""
             rows.append({**row, "verdict": f"awaits {rule['awaits']}"})
         elif "choose" not in rule:
             found = judge_claim(rule, folder)
@@ -175,7 +176,7 @@ def find_topic(rule: dict[str, Any]) -> str:
     """What a rule is about, from what it measures."""
     value = rule.get("value", "")
     if "awaits" in rule:
-        return "Not decided here"
+        return "Not decided yet"
     return next((topic for topic, names in TOPICS.items() if value.startswith(names)), "Other")
 
 
