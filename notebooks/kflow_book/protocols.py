@@ -21,6 +21,7 @@ from kflow.sample import grid, sample
 from kflow.storage import CHECKPOINTS
 from kflow_book.calibration import calibrate, held_out
 from kflow_book.measure import Trained
+from kflow_book.photographs import as_pixels, nearest
 
 Values = dict[str, Any]
 
@@ -42,11 +43,13 @@ def measure_fidelity(
     judge: str = "",
     drop_class_at: float | None = None,
     class_count: int = 0,
+    few_classes: int = 0,
 ) -> Values:
     """Fidelity against the held-out images in disjoint draws; with classes, what the judge says.
 
     ``drop_class_at`` measures too what dropping the class there changes, from the same noise; FID(c) is taken against
-    ``class_count`` training images of each class: the held-out ones are too few.
+    ``class_count`` training images of each class: the held-out ones are too few. ``few_classes`` gives CDR over so many
+    classes too, drawn with seed 0, as the paper has five.
     """
     labels = None if guidance_scale is None else trained.labels(samples)
     options = {"steps": steps, "guidance_scale": guidance_scale or 1.0}
@@ -73,6 +76,9 @@ def measure_fidelity(
     real = (real_train, images_of(trained.experiment.data).train_labels, range(trained.classes))
     pairs = {n: [metrics.class_distances(x, labels, *real, n) for x in (before, after)] for n in counts}
     values |= metrics.class_dropping_ratio(*pairs[class_count])
+    if few_classes:
+        few = torch.randperm(trained.classes, generator=torch.Generator().manual_seed(0))[:few_classes]
+        values["cdr_few_classes"] = metrics.class_dropping_ratio(*(d[few] for d in pairs[class_count]))["cdr"]
     values["class_fd"], values["dropped"]["class_fd"] = (float(d.mean()) for d in pairs[class_count])
     values["cdr_by_count"] = {str(n): metrics.class_dropping_ratio(*pair)["cdr"] for n, pair in pairs.items()}
     ruler = Wavelet(trained.shape, "db6")
@@ -228,6 +234,25 @@ def measure_evaluations(trained: Trained, samples: int, tolerance: float) -> Val
         for noise in tqdm(trained.noise(samples), desc=f"{trained.experiment.name}: evaluations")
     ]
     return {"nfe": sum(counts) / samples, "nfe_sd": float(torch.tensor(counts).double().std())}
+
+
+def measure_copies(trained: Trained, features: str, samples: int, steps: int) -> Values:
+    """Whether samples are copies of training images: how near the nearest is, beside what held-out images have.
+
+    Distances are in features and in pixels (root mean square), to the training images as they are and mirrored. A
+    ``copied`` share of the samples is nearer than all but one in a hundred held-out images.
+    """
+    images = images_of(trained.experiment.data)
+    labels = trained.labels(samples) if trained.experiment.conditional else None
+    made = to_uint8(trained.images(trained.generate(trained.noise(samples), labels, steps=steps)))
+    among, held, values = torch.cat([images.train, images.train.flip(3)]), held_out(images), {}
+    extract = lambda x: metrics.extract_features(x, CHECKPOINTS / features, progress=False)  # noqa: E731
+    for name, look in {"features": extract, "pixels": as_pixels}.items():
+        train = look(among)
+        generated, real = (nearest(look(x), train)[0].double() for x in (made, held))
+        values[f"nearest_{name}"], values[f"nearest_{name}_held_out"] = float(generated.median()), float(real.median())
+        values[f"copied_{name}"] = float((generated < real.quantile(0.01)).double().mean())
+    return values
 
 
 def measure_steps(trained: Trained, features: str, samples: int, evaluations: list[int]) -> Values:

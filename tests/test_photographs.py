@@ -1,0 +1,70 @@
+"""Samples in one picture, nearest training images, and what a copy looks like in numbers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kflow.checkpoint import load_model
+from kflow.data import load_data, to_float
+from kflow.storage import CHECKPOINTS
+from kflow_book import protocols
+from kflow_book.measure import Trained
+from kflow_book.photographs import as_pixels, montage, nearest
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_montage_holds_every_image_in_its_place(channels):
+    images = torch.randint(0, 255, (7, channels, 5, 4), dtype=torch.uint8)
+    (whole,) = montage(images, columns=3)
+    assert whole.shape == (channels, 3 * 6 + 1, 3 * 5 + 1) and whole.dtype == torch.uint8
+    for i, image in enumerate(images):
+        y, x = 1 + i // 3 * 6, 1 + i % 3 * 5
+        assert torch.equal(whole[:, y : y + 5, x : x + 4], image)
+    assert (whole[:, 0] == 255).all() and torch.equal(montage(to_float(images), 3)[0], whole)
+
+
+def test_the_nearest_is_the_nearest():
+    found, among = torch.randn(11, 6), torch.randn(23, 6)
+    distances, indices = nearest(found, among, batch=4)
+    expected = (found[:, None] - among).square().sum(2).sqrt()
+    torch.testing.assert_close(distances, expected.min(1).values)
+    assert torch.equal(indices, expected.argmin(1))
+
+
+def test_distance_of_pixels():
+    images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    images[1, 0, 0, 0] = 255  # one pixel of 16, from -1 to 1
+    assert torch.cdist(*as_pixels(images)[:, None]).item() == pytest.approx((4 / 16) ** 0.5)
+
+
+@pytest.mark.slow
+def test_copies_are_found(monkeypatch):
+    """Samples of a model are no copies; mirrored training images are."""
+    digits = load_data("digits")
+    few = replace(digits, train=digits.train[:600], train_labels=digits.train_labels[:600])
+    monkeypatch.setattr(protocols, "images_of", lambda _: few)
+    trained = Trained(*load_model(CHECKPOINTS / "digits-db6")[:2])
+    settings = {"features": "digits-features", "samples": 40, "steps": 4}
+    made = protocols.measure_copies(trained, **settings)
+    assert made["copied_pixels"] < 0.3 and made["nearest_pixels"] > 0.1
+    stolen = to_float(few.train[:40].flip(3))
+    monkeypatch.setattr(Trained, "generate", lambda *_, **__: stolen)
+    found = protocols.measure_copies(trained, **settings)
+    assert found["copied_pixels"] == found["copied_features"] == 1
+    assert found["nearest_pixels"] < 1e-3 < found["nearest_pixels_held_out"] == made["nearest_pixels_held_out"]
+
+
+@pytest.mark.slow
+def test_few_classes_are_some_of_all(monkeypatch):
+    images = to_float(load_data("digits").train[:500])
+    monkeypatch.setattr(
+        Trained, "generate", lambda *_, drop_class_at=None, **__: images.roll(int(drop_class_at is None), 3)
+    )
+    monkeypatch.setattr(Trained, "labels", lambda *_: torch.arange(500) % 10)
+    trained = Trained(*load_model(CHECKPOINTS / "digits-db6")[:2])
+    settings = {"features": "digits-features", "judge": "digits-judge", "samples": 500, "steps": 1, "class_count": 50}
+    settings |= {"guidance_scale": 1.5, "drop_class_at": 0.3}
+    all_of_them, few = (protocols.measure_fidelity(trained, **settings, few_classes=n) for n in (10, 5))
+    assert all_of_them["cdr_few_classes"] == pytest.approx(all_of_them["cdr"]) == pytest.approx(few["cdr"])
+    assert few["cdr_few_classes"] != pytest.approx(few["cdr"])
