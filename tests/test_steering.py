@@ -3,14 +3,17 @@
 import io
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from kflow.checkpoint import load_model
-from kflow.data import to_uint8
+from kflow.checkpoint import load_model, save_model
+from kflow.data import registry, to_uint8
+from kflow.experiment import Experiment
+from kflow.networks import Autoencoder
 from kflow.records import Record
 from kflow.sample import sample
 from kflow.steer import Steered, compose_noise, draw_noise
@@ -173,6 +176,28 @@ def test_a_model_without_classes_shows_nothing_that_speaks_of_them(sliders):
     sliders.run.value = "digits-db6"
     finished(sliders)
     assert sliders.choice.label == 3
+
+
+def test_latents_are_decoded_in_colour_and_have_their_own_classes(sliders, monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    autoencoder = Autoencoder((3, 32, 32), factor=2, width=16, depth=1).eval().requires_grad_(False)
+    known = replace(registry.DATA["cifar10-latents"], autoencoder=lambda: autoencoder)
+    monkeypatch.setitem(registry.DATA, "cifar10-latents", known)
+    experiment = Experiment(name="colours", data="cifar10-latents")
+    save_model(experiment.make_model(), experiment, tmp_path / "colours")
+    monkeypatch.setattr(steering, "CHECKPOINTS", tmp_path)
+    sliders.run.options = [*sliders.run.options, ("latents", "colours")]  # this goes back to the first of them
+    sliders.run.value = "colours"
+    finished(sliders)
+    assert dict(sliders.label.options)["cat"] == sliders.label.value == 3 and "steps in" in sliders.status.value
+    state = sliders.shown[1][-1][1]
+    expected = to_uint8(autoencoder.decode(state))[0].permute(1, 2, 0).numpy()
+    assert state.shape == (1, 4, 16, 16) and np.array_equal(shown(sliders.state)[::8, ::8], expected)
+    picture = steering_grid(load_model(tmp_path / "colours")[0], "low", 1, 2, steps=2, data="cifar10-latents")
+    assert len(picture.axes[0].images) == 2
+    sliders.run.value = "digits-db6"
+    finished(sliders)
+    assert dict(sliders.label.options)["3"] == sliders.label.value == 3
 
 
 def test_the_address_of_the_same_picture():

@@ -22,7 +22,7 @@ from torch import Tensor
 from kflow import figures
 from kflow.amplitude import Identity, KAmplitude, Wavelet
 from kflow.checkpoint import load_model
-from kflow.data import load_data, to_uint8
+from kflow.data import describe_data, to_pixels, to_uint8
 from kflow.records import RECORDS
 from kflow.sample import grid, sample
 from kflow.steer import Steered, compose_noise, draw_noise
@@ -42,12 +42,20 @@ def ruler_of(model: KFlow) -> KAmplitude:
 
 
 def steering_grid(
-    model: KFlow, shared: str, rows: int = 4, columns: int = 8, seed: int = 0, steps: int = 30, **options
+    model: KFlow,
+    shared: str,
+    rows: int = 4,
+    columns: int = 8,
+    seed: int = 0,
+    steps: int = 30,
+    data: str = "digits",
+    **options,
 ) -> Figure:
     """Figures 4 and 15: every row has one noise in the ``shared`` band, every column one in the other band.
 
     Args:
         model: with two bands, or one (then the noise is composed in db6's).
+        data: what it was trained on; latents are decoded.
         shared: ``low`` or ``high``, the band that is the same along a row.
         seed: of the first noise; rows and columns take those that follow.
         options: of :func:`~kflow.sample.sample`.
@@ -57,8 +65,8 @@ def steering_grid(
     varied = draw_noise(seed + 1001, ruler.shape, columns).repeat(rows, 1, 1, 1)
     noise = compose_noise(ruler, [fixed, varied] if shared == "low" else [varied, fixed])
     names = ([f"{word} {i + 1}" for i in range(n)] for word, n in ((shared, rows), (other, columns)))
-    data = sample(model, noise, steps=steps, **options).data
-    return figures.image_grid(data, columns, None, *names, scale=0.72)
+    images = to_pixels(sample(model, noise, steps=steps, **options).data, data)
+    return figures.image_grid(images, columns, None, *names, scale=0.72)
 
 
 def kept_beside(
@@ -120,9 +128,15 @@ class Choice:
 
 
 @cache
+def committed(run: str) -> tuple[KFlow, str]:
+    """A committed model, and the name of its data."""
+    model, experiment, _ = load_model(CHECKPOINTS / run)
+    return model, experiment.data
+
+
 def trained(run: str) -> KFlow:
     """A committed model."""
-    return load_model(CHECKPOINTS / run)[0]
+    return committed(run)[0]
 
 
 def generate(choice: Choice) -> Iterator[tuple[float, Tensor]]:
@@ -185,13 +199,12 @@ class Sliders(widgets.VBox):
         wide = {"style": {"description_width": "8.5rem"}, "layout": {"width": "28rem"}}
         never = [("never", 1.0)]
         drops = [(f"{i / 20:g}" + " (the join)" * (i == 10), i / 20) for i in range(20)] + never
-        classes = [("none", None), *((name, i) for i, name in enumerate(load_data("digits").classes))]
         self.run = widgets.Dropdown(description="decomposition", options=list(runs.items()), **wide)
         self.seeds = [
             widgets.BoundedIntText(seed, 0, 2**32 - 1, description=f"seed, {band} band", **wide)
             for seed, band in enumerate(BANDS, start=1)
         ]
-        self.label = widgets.Dropdown(description="class", options=classes, value=3, **wide)
+        self.label = widgets.Dropdown(description="class", **wide)
         self.guidance = widgets.FloatSlider(1.5, min=0, max=4, step=0.1, description="guidance", **wide)
         self.drop = widgets.SelectionSlider(options=drops, value=1.0, description="class dropped at k", **wide)
         self.steps = widgets.IntSlider(steps, 4, 60, description="Euler steps", **wide)
@@ -219,9 +232,13 @@ class Sliders(widgets.VBox):
         self.latest.submit(self.choice)
 
     def fit(self) -> None:
-        """Show what speaks of classes only where the model has them."""
+        """Show what speaks of classes only where the model has them, and the classes that it has."""
+        model, data = committed(self.run.value)
         for control in (self.label, self.guidance, self.drop):
-            control.layout.display = "" if trained(self.run.value).network.classes else "none"
+            control.layout.display = "" if model.network.classes else "none"
+        classes = [("none", None), *((name, i) for i, name in enumerate(describe_data(data).classes))]
+        if model.network.classes and list(self.label.options) != classes:
+            self.label.options, self.label.value = classes, 3
 
     @property
     def choice(self) -> Choice:
@@ -254,14 +271,15 @@ class Sliders(widgets.VBox):
         if not frames:
             return
         k, state = min(frames, key=lambda frame: abs(frame[0] - self.k.value))
-        self.state.value = to_png(state)
-        model = trained(choice.run)
+        model, data = committed(choice.run)
+        self.state.value = to_png(to_pixels(state, data))
         has_preview = model.output == "displacement"
         if has_preview:
             dropped = choice.label is None or k >= choice.drop_class_at
             labels = None if dropped else torch.tensor([choice.label])
             with torch.no_grad():
-                self.preview.value = to_png(model.preview(state, torch.tensor([k]), labels, choice.guidance_scale))
+                preview = model.preview(state, torch.tensor([k]), labels, choice.guidance_scale)
+                self.preview.value = to_png(to_pixels(preview, data))
         self.children[0].children[2].layout.display = "" if has_preview else "none"
 
     def say(self, text: str) -> None:
@@ -279,7 +297,7 @@ def page_address(choice: Choice) -> str:
 
 
 def to_png(image: Tensor, size: int = 256) -> bytes:
-    """One image (1, 1, H, W), enlarged without smoothing, as the bytes of a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(to_uint8(image)[0, 0].numpy()).resize((size, size), Image.Resampling.NEAREST).save(file, "png")
+    """One image (1, 1 or 3, H, W), enlarged without smoothing, as the bytes of a PNG file."""
+    file, pixels = io.BytesIO(), to_uint8(image)[0].permute(1, 2, 0).squeeze(2).numpy()
+    Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST).save(file, "png")
     return file.getvalue()
