@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torchvision.transforms.functional import gaussian_blur
 
 from kflow.checkpoint import load_model
-from kflow.data import load_data, to_float
+from kflow.data import load_data, registry, to_float
 from kflow.storage import CHECKPOINTS
 from kflow_book import protocols
 from kflow_book.measure import Trained
@@ -53,6 +54,28 @@ def test_copies_are_found(monkeypatch):
     found = protocols.measure_copies(trained, **settings)
     assert found["copied_pixels"] == found["copied_features"] == 1
     assert found["nearest_pixels"] < 1e-3 < found["nearest_pixels_held_out"] == made["nearest_pixels_held_out"]
+
+
+@pytest.mark.slow
+def test_what_an_autoencoder_keeps(monkeypatch):
+    """One that keeps everything is at the floor; one that blurs is not."""
+
+    class Codec:
+        def __init__(self, keep):
+            self.encode, self.decode = (lambda x: keep(x)), (lambda x: x)
+
+    digits = load_data("digits")
+    few = replace(digits, train=digits.train[::4], train_labels=digits.train_labels[::4])
+    monkeypatch.setattr(protocols, "load_data", lambda _: few)
+    found = {}
+    for name, keep in {"all": lambda x: x, "blurred": lambda x: gaussian_blur(x, 5, 1.0)}.items():
+        known = replace(registry.DATA["digits"], autoencoder=lambda keep=keep: Codec(keep))
+        monkeypatch.setitem(registry.DATA, "digits-latents", known)
+        found[name] = protocols.measure_reconstruction("digits", "digits-features", "digits-judge")
+    whole, blurred = found["all"], found["blurred"]
+    assert whole["psnr"] > 60 and whole["fd"] == pytest.approx(whole["floor"], rel=1e-3) == blurred["floor"]
+    assert blurred["psnr"] < 30 and blurred["fd"] > 5 * blurred["floor"] and blurred["recall"] < whole["recall"]
+    assert whole["agreement_reconstructed"] == whole["agreement_images"] > 0.97 and whole["count"] == 500
 
 
 @pytest.mark.slow
