@@ -1,12 +1,12 @@
-"""Pages on photographs: samples in one picture, and the training images that are nearest to a sample."""
+"""Pages on photographs: samples in one picture, the training images nearest to a sample, what autoencoders keep."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from kflow.data import to_float, to_uint8
+from kflow.data import decode, encode, to_float, to_uint8
 
 
 def montage(images: Tensor, columns: int = 16) -> Tensor:
@@ -29,3 +29,14 @@ def as_pixels(images: Tensor) -> Tensor:
     """Images (N, C, H, W) uint8 as features (N, D) whose distance is the root mean square difference of a pixel."""
     flat = to_float(images).flatten(1)
     return flat / flat.shape[1] ** 0.5
+
+
+def rebuild(images: Tensor, autoencoder: nn.Module, desc: str = "encoding") -> Tensor:
+    """Images (N, C, H, W) uint8 through an autoencoder and back."""
+    return to_uint8(decode(encode(images, autoencoder, desc=desc), autoencoder))
+
+
+def psnr(images: Tensor, others: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio, in dB, of each of two sets of images (N, C, H, W) uint8: (N,); at most 78."""
+    errors = (images.double() - others.double()).square().flatten(1).mean(1)
+    return 10 * (255**2 / errors.clamp(min=1e-3)).log10()

@@ -15,13 +15,13 @@ from tqdm.auto import tqdm
 
 from kflow import metrics
 from kflow.amplitude import PCA, Fourier, Identity, Meyer, Wavelet
-from kflow.data import decode, describe_data, encode, images_of, load_data, to_float, to_uint8
+from kflow.data import describe_data, images_of, load_data, to_float, to_uint8
 from kflow.flow.schedule import band_intervals
 from kflow.sample import grid, sample
 from kflow.storage import CHECKPOINTS
 from kflow_book.calibration import HELD_OUT, calibrate, held_out
 from kflow_book.measure import Trained
-from kflow_book.photographs import as_pixels, nearest
+from kflow_book.photographs import as_pixels, nearest, psnr, rebuild
 
 Values = dict[str, Any]
 
@@ -307,15 +307,13 @@ def measure_reconstruction(data: str, features: str, judge: str = "") -> Values:
     images as they are. ``judge`` tells the classes of held-out images and of their reconstructions.
     """
     images, autoencoder = load_data(data), describe_data(f"{data}-latents").autoencoder()
-    rebuild = lambda x: to_uint8(decode(encode(x, autoencoder, desc=f"{data}: encoding"), autoencoder))  # noqa: E731
     extract = lambda x: metrics.extract_features(x, CHECKPOINTS / features, progress=False)  # noqa: E731
-    again = rebuild(images.test)
-    errors = (again.double() - images.test.double()).square().flatten(1).mean(1)
-    psnr = 10 * (255**2 / errors.clamp(min=1e-3)).log10()
-    values: Values = {"psnr": float(psnr.mean()), "psnr_sd": float(psnr.std())}
+    again = rebuild(images.test, autoencoder)
+    decibels = psnr(images.test, again)
+    values: Values = {"psnr": float(decibels.mean()), "psnr_sd": float(decibels.std())}
     order = torch.randperm(len(images.train), generator=torch.Generator().manual_seed(0))[:HELD_OUT]
     train, real = images.train[order], extract(held_out(images))
-    for name, x in {"floor": train, "fd": rebuild(train)}.items():
+    for name, x in {"floor": train, "fd": rebuild(train, autoencoder)}.items():
         draws = metrics.fidelity_of_draws(extract(x), real)
         means = {key: sum(draw) / len(draw) for key, draw in draws.items()}
         values |= {name: means["fd"]} | ({key: means[key] for key in ("recall", "precision")} if name == "fd" else {})

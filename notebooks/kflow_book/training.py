@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from kflow.data import Images, decode, encode, load_data, to_float, to_uint8
+from kflow.data import Images, encode, load_data, to_float
 from kflow.experiment import bf16_is_native
 from kflow.metrics import agreement
 from kflow.networks import Autoencoder, Classifier
 from kflow.storage import RUNS, WEIGHTS, read_folder, write_folder
+from kflow_book.photographs import psnr, rebuild
 
 STATE_IMAGES = 100_000  # between two states of a training, from which it goes on after an interruption
 
@@ -165,7 +166,7 @@ def train_autoencoder(
     card = {
         **facts,
         "seconds": seconds,
-        "test_psnr": psnr(data.test, autoencoder),
+        "test_psnr": float(psnr(data.test, rebuild(data.test, autoencoder)).mean()),
         "latent_mean": autoencoder.latent_mean.flatten().tolist(),
         "latent_scale": autoencoder.latent_scale.flatten().tolist(),
     }
@@ -179,16 +180,6 @@ def new_folder(folder: str | Path) -> Path:
     if Path(folder).exists():
         raise FileExistsError(f"{folder} exists: remove it first, nothing is overwritten")
     return Path(folder)
-
-
-def psnr(images: Tensor, autoencoder: Autoencoder) -> float:
-    """Peak signal-to-noise ratio of the reconstructions of images (N, channel, height, width) uint8, in dB.
-
-    The mean over images of each one's.
-    """
-    again = to_uint8(decode(encode(images, autoencoder), autoencoder))
-    errors = (again.double() - images.double()).square().flatten(1).mean(1).clamp(min=1e-3)
-    return float((10 * (255**2 / errors).log10()).mean())
 
 
 def train_classifier(
