@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from kflow.checkpoint import load_model
-from kflow.data import is_here, load_data
+from kflow.data import is_here, load_autoencoder, load_data
 from kflow.experiment import Experiment
 from kflow.storage import CHECKPOINTS, WEIGHTS
 from kflow_book.measure import Trained
+from kflow_book.photographs import psnr, rebuild
 from kflow_book.protocols import measure_agreement
 
 ROOT = Path(__file__).parents[1]
@@ -48,3 +49,15 @@ def test_the_committed_default_draws_the_digits_it_is_asked_for():
     assert good["agreement_interval"][0] < good["agreement"] < good["agreement_interval"][1]
     assert good["agreement"] >= 0.85
     assert bad["agreement"] < 0.3, "the judge must tell a model that draws the wrong digits"
+
+
+@pytest.mark.parametrize(("data", "least"), [("faces", 34), ("cifar10", 28)])
+def test_a_committed_autoencoder_rebuilds_photographs_that_it_never_saw(data, least):
+    autoencoder, card = load_autoencoder(CHECKPOINTS / f"{data}-autoencoder")
+    assert autoencoder.shape == (4, 16, 16) and card["test_psnr"] >= least
+    if not is_here(data):
+        pytest.skip(f"the images of {data} are not here (python -m kflow.data prepare {data})")
+    images = load_data(data)
+    assert card["data_hash"] == images.hash
+    some = images.test[:: len(images.test) // 500]
+    assert float(psnr(some, rebuild(some, autoencoder)).mean()) == pytest.approx(card["test_psnr"], abs=0.5)
