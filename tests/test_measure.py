@@ -167,8 +167,13 @@ def test_the_beginning_of_a_curve():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits-energy", "digits-calibration"])
+@pytest.mark.parametrize(
+    "name", ["digits-energy", "digits-calibration", "faces-plain-latents-energy", "faces-reconstruction"]
+)
 def test_a_record_of_real_data(name):
+    data = load_measurements()[name]["data"]
+    if not is_here(data):
+        pytest.skip(f"the images of {data} are not here (python -m kflow.data prepare {data})")
     values, committed = measure(name).values, Record.read(RECORDS / f"{name}.json").values
     assert values.keys() == committed.keys()
     for key, value in values.items():

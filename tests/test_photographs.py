@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms.functional import gaussian_blur
 
 from kflow.checkpoint import load_model
-from kflow.data import load_data, registry, to_float
+from kflow.data import load_data, to_float
 from kflow.storage import CHECKPOINTS
 from kflow_book import protocols
 from kflow_book.measure import Trained
@@ -69,9 +69,8 @@ def test_what_an_autoencoder_keeps(monkeypatch):
     monkeypatch.setattr(protocols, "load_data", lambda _: few)
     found = {}
     for name, keep in {"all": lambda x: x, "blurred": lambda x: gaussian_blur(x, 5, 1.0)}.items():
-        known = replace(registry.DATA["digits"], autoencoder=lambda keep=keep: Codec(keep))
-        monkeypatch.setitem(registry.DATA, "digits-latents", known)
-        found[name] = protocols.measure_reconstruction("digits", "digits-features", "digits-judge")
+        monkeypatch.setattr(protocols, "load_autoencoder", lambda _, keep=keep: (Codec(keep), {}))
+        found[name] = protocols.measure_reconstruction("digits", "toy", "digits-features", "digits-judge")
     whole, blurred = found["all"], found["blurred"]
     assert whole["psnr"] > 60 and whole["fd"] == pytest.approx(whole["floor"], rel=1e-3) == blurred["floor"]
     assert blurred["psnr"] < 30 and blurred["fd"] > 5 * blurred["floor"] and blurred["recall"] < whole["recall"]

@@ -150,7 +150,7 @@ def wanted_settings(name: str) -> Values:
     """A measurement's settings as its records hold them, with the hashes of the networks and experiments they name."""
     found = load_measurements(BOOK, PAPER)[name]
     settings = {key: value for key, value in found.items() if key not in ("runs", "seeds")}
-    for key in sorted({"features", "judge"} & settings.keys()):
+    for key in sorted({"features", "judge", "autoencoder"} & settings.keys()):
         with suppress(FileNotFoundError):  # one of torch-fidelity's networks
             settings[f"{key}_hash"] = weights_hash(read_card(CHECKPOINTS / settings[key]))
     if "models" in settings:

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from kflow import metrics
 from kflow.amplitude import PCA, Fourier, Identity, Meyer, Wavelet
-from kflow.data import describe_data, images_of, load_data, to_float, to_uint8
+from kflow.data import images_of, load_autoencoder, load_data, to_float, to_uint8
+from kflow.data.latents import encode_data
 from kflow.flow.schedule import band_intervals
 from kflow.sample import grid, sample
 from kflow.storage import CHECKPOINTS
@@ -270,9 +271,12 @@ def measure_steps(trained: Trained, features: str, samples: int, evaluations: li
     return values
 
 
-def measure_energy(data: str, bands: dict[str, int], resamples: int) -> Values:
-    """Mean norm of each band of real images (Figure 6), and the largest ratio of a band's to that of the one before."""
-    found = load_data(data)
+def measure_energy(data: str, bands: dict[str, int], resamples: int, autoencoder: str = "") -> Values:
+    """Mean norm of each band of real images (Figure 6), and the largest ratio of a band's to that of the one before.
+
+    With another ``autoencoder`` than the data set's, of the latents that it makes.
+    """
+    found = encode_data(load_data(data), autoencoder) if autoencoder else load_data(data)
     images = found.to_float(found.train)
     make = {
         "Fourier": lambda n: Fourier(images.shape[1:], n),
@@ -299,21 +303,21 @@ def measure_calibration(data: str, features: str, images: int | None = None) -> 
     return calibrate(load_data(data), CHECKPOINTS / features, images)
 
 
-def measure_reconstruction(data: str, features: str, judge: str = "") -> Values:
+def measure_reconstruction(data: str, autoencoder: str, features: str, judge: str = "") -> Values:
     """What an autoencoder keeps: the bound of what any flow in its latents can reach.
 
     PSNR of the held-out images. ``fd``, ``recall`` and ``precision`` of reconstructed training images to the held-out
     ones, in draws as of samples: what a flow would have that gave back the training latents; ``floor`` of the training
     images as they are. ``judge`` tells the classes of held-out images and of their reconstructions.
     """
-    images, autoencoder = load_data(data), describe_data(f"{data}-latents").autoencoder()
+    images, coder = load_data(data), load_autoencoder(CHECKPOINTS / autoencoder)[0]
     extract = lambda x: metrics.extract_features(x, CHECKPOINTS / features, progress=False)  # noqa: E731
-    again = rebuild(images.test, autoencoder)
+    again = rebuild(images.test, coder)
     decibels = psnr(images.test, again)
     values: Values = {"psnr": float(decibels.mean()), "psnr_sd": float(decibels.std())}
     order = torch.randperm(len(images.train), generator=torch.Generator().manual_seed(0))[:HELD_OUT]
     train, real = images.train[order], extract(held_out(images))
-    for name, x in {"floor": train, "fd": rebuild(train, autoencoder)}.items():
+    for name, x in {"floor": train, "fd": rebuild(train, coder)}.items():
         draws = metrics.fidelity_of_draws(extract(x), real)
         means = {key: sum(draw) / len(draw) for key, draw in draws.items()}
         values |= {name: means["fd"]} | ({key: means[key] for key in ("recall", "precision")} if name == "fd" else {})
