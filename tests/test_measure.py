@@ -168,7 +168,7 @@ def test_the_beginning_of_a_curve():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["digits-energy", "digits-calibration", "faces-plain-latents-energy", "faces-reconstruction"]
+    "name", ["digits-energy", "digits-calibration", "faces-latents-energy", "faces-reconstruction"]
 )
 def test_a_record_of_real_data(name):
     data = load_measurements()[name]["data"]

@@ -17,13 +17,13 @@ SHAPE, HEADS = (1, 32, 32), 2
 @pytest.fixture(autouse=True)
 def tiny_network(monkeypatch):
     """A network of a size that no experiment has."""
-    monkeypatch.setitem(SIZES, "least", (32, 2, HEADS))
+    monkeypatch.setitem(SIZES, "tiny", (32, 2, HEADS))
 
 
 def released(classes: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """A random state dict in the release's format: its names, its table of classes, its wrapper."""
     generator = torch.Generator().manual_seed(seed)
-    weights = published_names(make_dit("DiT-least/8", SHAPE, classes=max(classes, 2)).state_dict())
+    weights = published_names(make_dit("DiT-tiny/8", SHAPE, classes=max(classes, 2)).state_dict())
     weights["y_embedder.embedding_table.weight"] = torch.empty(classes + 1 if classes > 1 else 1, 32)
     return {
         f"module.{name}": value if name == "pos_embed" else 0.1 * torch.randn(value.shape, generator=generator)
@@ -44,7 +44,7 @@ def release(tmp_path):
     def write(classes: int) -> tuple[dict, list[str]]:
         weights = released(classes)
         torch.save(weights, tmp_path / "model_475.pth")
-        values = {"name": "x", "network": "DiT-least/8", "conditional": classes > 1, "wavelet": "haar"}
+        values = {"name": "x", "network": "DiT-tiny/8", "conditional": classes > 1, "wavelet": "haar"}
         (tmp_path / "x.yaml").write_text(yaml.safe_dump(values))
         return weights, [str(tmp_path / "model_475.pth"), str(tmp_path / "x.yaml"), f"folder={tmp_path / 'run'}"]
 
@@ -57,7 +57,7 @@ def test_a_released_checkpoint_becomes_a_run(release, tmp_path, capsys, classes)
     main(arguments)
     assert capsys.readouterr().out.strip() == str(tmp_path / "run")
     model, experiment, card = load_model(tmp_path / "run" / "model")
-    assert (experiment.network, experiment.name) == ("LFM-DiT-least/8", "lfm-released-digits")
+    assert (experiment.network, experiment.name) == ("LFM-DiT-tiny/8", "lfm-released-digits")
     assert (experiment.bands, experiment.schedule, card["source"]) == (1, "linear", "model_475.pth")
     state, k = torch.randn(3, *SHAPE), torch.tensor([0.0, 0.3, 1.0])
     labels = torch.tensor([0, 3, 10]) if classes > 1 else None  # 10: the null label
@@ -93,7 +93,7 @@ def test_weights_that_do_not_fit_are_named(change, says):
     weights = released(1)
     change(weights)
     with pytest.raises(ValueError, match=says):
-        load_release(make_dit("LFM-DiT-least/8", SHAPE), weights)
+        load_release(make_dit("LFM-DiT-tiny/8", SHAPE), weights)
 
 
 def test_a_wrong_file_is_an_error_and_nothing_is_written(release, tmp_path):

@@ -31,14 +31,14 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_a
 def tiny_network():
     """A network of a size that no experiment has."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "least", (32, 2, 2))
+        patch.setitem(SIZES, "tiny", (32, 2, 2))
         yield
 
 
 def tiny(**changes) -> Experiment:
     """A run of 40 steps; a checkpoint every 16."""
     values = {
-        "name": "tiny", "network": "DiT-least/8", "images": 640, "batch_size": 16, "warmup_images": 100,
+        "name": "tiny", "network": "DiT-tiny/8", "images": 640, "batch_size": 16, "warmup_images": 100,
         "checkpoint_images": 256, "learning_rate": 3e-3, "precision": "32-true", "compile": False, "accelerator": "cpu",
         "ema_decay": 0.9, "betas": (0.9, 0.99),
     }  # fmt: skip

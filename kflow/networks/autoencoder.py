@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -58,18 +57,11 @@ class Autoencoder(nn.Module):
         """Images, not clipped, of standardised latents."""
         return self.decoder(latents * self.latent_scale + self.latent_mean).float()
 
-    def loss(self, images: Tensor, kl_weight: float, scale_weight: float) -> tuple[Tensor, Tensor]:
-        """Mean squared error of a pixel + kl_weight · KL of a latent value (nats) + scale_weight · error at half size.
-
-        The last is of the images at half their size, decoded from the latents at half theirs (scale equivariance,
-        Skorokhodov et al., 2025): without it latents are nearly white, and their bands are not those of the images.
-
-        Returns the sum, and the first error alone: scalars.
-        """
+    def loss(self, images: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+        """Mean squared error of a pixel + kl_weight · KL of a latent value (nats), and the error alone: scalars."""
         mean, log_variance = (x.float() for x in self.encoder(images).chunk(2, 1))
         log_variance = log_variance.clamp(-20, 10)
         latents = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
         error = (self.decoder(latents).float() - images).square().mean()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        half = self.decoder(F.avg_pool2d(latents, 2)).float() - F.avg_pool2d(images, 2)
-        return error + kl_weight * kl + scale_weight * half.square().mean(), error.detach()
+        return error + kl_weight * kl, error.detach()

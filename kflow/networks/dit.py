@@ -15,7 +15,6 @@ from kflow.networks.embedding import KAmplitudeEmbedding, LabelEmbedding, sincos
 SIZES = {
     "nano": (96, 4, 4),
     "micro": (128, 6, 4),
-    "tiny": (192, 3, 6),
     "mini": (256, 8, 8),
     "S": (384, 12, 6),
     "B": (768, 12, 12),

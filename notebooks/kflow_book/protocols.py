@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 from kflow import metrics
 from kflow.amplitude import PCA, Fourier, Identity, Meyer, Wavelet
 from kflow.data import images_of, load_autoencoder, load_data, to_float, to_uint8
-from kflow.data.latents import encode_data
 from kflow.flow.schedule import band_intervals
 from kflow.sample import grid, sample
 from kflow.storage import CHECKPOINTS
@@ -271,12 +270,9 @@ def measure_steps(trained: Trained, features: str, samples: int, evaluations: li
     return values
 
 
-def measure_energy(data: str, bands: dict[str, int], resamples: int, autoencoder: str = "") -> Values:
-    """Mean norm of each band of real images (Figure 6), and the largest ratio of a band's to that of the one before.
-
-    With another ``autoencoder`` than the data set's, of the latents that it makes.
-    """
-    found = encode_data(load_data(data), autoencoder) if autoencoder else load_data(data)
+def measure_energy(data: str, bands: dict[str, int], resamples: int) -> Values:
+    """Mean norm of each band of real images (Figure 6), and the largest ratio of a band's to that of the one before."""
+    found = load_data(data)
     images = found.to_float(found.train)
     make = {
         "Fourier": lambda n: Fourier(images.shape[1:], n),

@@ -121,7 +121,6 @@ def train_autoencoder(
     batch_size: int = 64,
     learning_rate: float = 2e-3,
     kl_weight: float = 1e-4,
-    scale_weight: float = 0.25,
     seed: int = 0,
     progress: bool = True,
     **sizes: Any,
@@ -134,7 +133,7 @@ def train_autoencoder(
         data: what to train on; the test images are only measured on.
         folder: where to write; must not exist.
         images: length of the training.
-        kl_weight, scale_weight: see :meth:`~kflow.networks.Autoencoder.loss`.
+        kl_weight: see :meth:`~kflow.networks.Autoencoder.loss`.
         sizes: channels, factor, width, depth of :class:`~kflow.networks.Autoencoder`; by default latents are 16 high.
 
     Raises FileExistsError: the folder exists.
@@ -147,7 +146,7 @@ def train_autoencoder(
     def loss() -> tuple[Tensor, Tensor]:
         batch = to_float(data.train[torch.randint(len(data.train), (batch_size,))])
         mirrored = torch.rand(batch_size, 1, 1, 1) < 0.5
-        return autoencoder.loss(torch.where(mirrored, batch.flip(3), batch), kl_weight, scale_weight)
+        return autoencoder.loss(torch.where(mirrored, batch.flip(3), batch), kl_weight)
 
     facts = {
         "data": data.name,
@@ -156,7 +155,6 @@ def train_autoencoder(
         "images": images // batch_size * batch_size,
         "seed": seed,
         "kl_weight": kl_weight,
-        "scale_weight": scale_weight,
     }
     options = {"weight_decay": 0.01, "warm_up": 0.1, "clip_norm": 1.0, "disable": not progress}
     name = f"{data.name}: autoencoder"
