@@ -39,7 +39,7 @@ KEYS = (
 
 COLUMNS = ["topic", "claim", "source", "paper", "here", "rule", "verdict", "reading", "records"]
 TOPICS = {
-    "The data": ("digits-energy",),
+    "The data": ("digits-energy", "faces-latents-energy", "cifar10-latents-energy"),
     "Quality without a class": ("unconditional",),
     "Quality with a class": ("conditional", "guided/fd", "guided/recall", "guided-cifar10/fd", "guided-cifar10/recall"),
     "Dropping the class": ("guided", "dropping"),
