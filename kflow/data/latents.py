@@ -105,6 +105,11 @@ def decode(latents: Tensor, autoencoder: nn.Module, batch_size: int = 100) -> Te
     return torch.cat([autoencoder.decode(part.float()) for part in latents.split(batch_size)])
 
 
+def hash_latents(data: Images, card: dict[str, Any]) -> str:
+    """The hash of a data set's latents: of the images, and of the weights of the autoencoder with this card."""
+    return hashlib.sha256(f"{data.hash} {card['files'][WEIGHTS]}".encode()).hexdigest()
+
+
 def encode_data(data: Images, name: str, folder: str | Path | None = None) -> Latents:
     """The latents of a data set, read from ``runs/latents`` or encoded and written there.
 
@@ -114,7 +119,7 @@ def encode_data(data: Images, name: str, folder: str | Path | None = None) -> La
     Raises FileNotFoundError or ValueError as :func:`load_autoencoder`.
     """
     autoencoder, card = load_autoencoder(folder or CHECKPOINTS / name)
-    origin = hashlib.sha256(f"{data.hash} {card['files'][WEIGHTS]}".encode()).hexdigest()
+    origin = hash_latents(data, card)
     place = RUNS / "latents" / f"{data.name}-{origin[:12]}"
     place.parent.mkdir(parents=True, exist_ok=True)
     with open(place.with_name(f".{place.name}.lock"), "w") as lock:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kflow.data.files import prepared_file
 from kflow.data.images import CIFAR10, EXPRESSIONS, Images, cifar10, digits, faces, faces32
-from kflow.data.latents import decode, encode_data, load_autoencoder
+from kflow.data.latents import decode, encode_data, hash_latents, load_autoencoder
 from kflow.storage import CHECKPOINTS
 
 
@@ -90,6 +90,14 @@ def load_data(name: str) -> Images:
         FileNotFoundError: its files are not there; it says how to get them.
     """
     return describe_data(name).load()
+
+
+def hash_data(name: str) -> str:
+    """The hash of a data set, as :func:`load_data` has it; latents need not be encoded for it."""
+    if name in LATENTS:
+        images = describe_data(name).images
+        return hash_latents(load_data(images), load_autoencoder(CHECKPOINTS / f"{images}-autoencoder")[1])
+    return load_data(name).hash
 
 
 def is_here(name: str) -> bool:

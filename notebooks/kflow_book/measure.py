@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from kflow.checkpoint import load_model
-from kflow.data import describe_data, load_data, to_pixels
+from kflow.data import describe_data, hash_data, load_data, to_pixels
 from kflow.experiment import Experiment, check_same, choose_compile, choose_precision
 from kflow.records import RECORDS, Record, describe_machine
 from kflow.sample import sample
@@ -226,7 +226,7 @@ def find_fault(name: str, run: str | None, folder: str | Path = RECORDS) -> str 
     record = Record.read(path)
     now: Values = {"settings": wanted_settings(name)}
     with suppress(FileNotFoundError):  # the data need not be here
-        now["data_hash"] = load_data(record.data).hash if record.data else ""
+        now["data_hash"] = hash_data(record.data) if record.data else ""
     if run:
         now["experiment_hash"] = named_experiment(run).hash
         with suppress(FileNotFoundError):  # nor the weights of seeds 1 and 2
