@@ -167,7 +167,7 @@ def test_the_beginning_of_a_curve():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits-energy", "digits-calibration", "faces-energy", "faces-reconstruction"])
+@pytest.mark.parametrize("name", ["digits-energy", "digits-calibration", "faces-energy"])
 def test_a_record_of_real_data(name):
     data = load_measurements()[name]["data"]
     if not is_here(data):
