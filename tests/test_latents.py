@@ -7,10 +7,22 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from kflow.data import Images, decode, describe_data, encode, is_here, load_autoencoder, load_data, to_float, to_pixels
+from kflow.data import (
+    Images,
+    decode,
+    describe_data,
+    encode,
+    hash_data,
+    is_here,
+    load_autoencoder,
+    load_data,
+    to_float,
+    to_pixels,
+)
 from kflow.data import latents as latents_module
 from kflow.data.latents import StableDiffusionAutoencoder, encode_data
 from kflow.networks import Autoencoder
+from kflow.records import RECORDS, Record
 from kflow_book import training
 from kflow_book.photographs import psnr, rebuild
 from kflow_book.training import train_autoencoder
@@ -105,6 +117,16 @@ def test_of_two_that_want_the_same_latents_one_encodes(few, trained, tmp_path, m
         first, second = pool.map(lambda _: encode_data(few, "few-autoencoder", trained[1]), range(2))
     assert len(calls) == 2, "train and test, once"
     assert torch.equal(first.train, second.train) and first.hash == second.hash
+
+
+@pytest.mark.parametrize("data", ["faces", "cifar10"])
+def test_the_hash_of_latents_is_known_before_they_are_encoded(data, monkeypatch):
+    if not is_here(data):
+        pytest.skip(f"the images of {data} are not here (python -m kflow.data prepare {data})")
+    monkeypatch.setattr(latents_module, "encode", lambda *_, **__: pytest.fail("encoded"))
+    found = Record.read(RECORDS / f"{data}-latents-energy.json").data_hash  # that of the latents as they were loaded
+    assert hash_data(f"{data}-latents") == found != hash_data(data)
+    assert hash_data("digits") == load_data("digits").hash
 
 
 def test_shape_and_classes_are_known_without_the_files(monkeypatch):

@@ -28,13 +28,15 @@ class DataSet:
     autoencoder: Callable[[], nn.Module] | None = None  # of latents
     images: str = ""  # of latents: the data set of their images
     count: int = 0  # training samples, of the paper's sets
+    hash: Callable[[], str] | None = None  # of latents: theirs, known before they are encoded
 
 
 def _latents(images: str) -> DataSet:
     pixels, name = PIXELS[images], f"{images}-autoencoder"
     load = cache(lambda: encode_data(pixels.load(), name))
     autoencoder = lambda: load_autoencoder(CHECKPOINTS / name)[0]  # noqa: E731
-    return DataSet(load, (4, 16, 16), pixels.classes, pixels.path, autoencoder, images)
+    origin = lambda: hash_latents(load_data(images), load_autoencoder(CHECKPOINTS / name)[1])  # noqa: E731
+    return DataSet(load, (4, 16, 16), pixels.classes, pixels.path, autoencoder, images, hash=origin)
 
 
 PIXELS = {
@@ -94,10 +96,8 @@ def load_data(name: str) -> Images:
 
 def hash_data(name: str) -> str:
     """The hash of a data set, as :func:`load_data` has it; latents need not be encoded for it."""
-    if name in LATENTS:
-        images = describe_data(name).images
-        return hash_latents(load_data(images), load_autoencoder(CHECKPOINTS / f"{images}-autoencoder")[1])
-    return load_data(name).hash
+    known = describe_data(name)
+    return known.hash() if known.hash else known.load().hash
 
 
 def is_here(name: str) -> bool:
