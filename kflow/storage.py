@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS, RUNS = ROOT / "checkpoints", ROOT / "runs"  # committed weights, and where training writes
@@ -36,6 +37,21 @@ def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], card: dict
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     os.replace(part, folder)
+
+
+def flatten_state(optimizer: Optimizer) -> dict[str, Tensor]:
+    """What an optimizer remembers of each parameter, to be written: by ``INDEX.NAME``."""
+    states = optimizer.state_dict()["state"].items()
+    return {f"{index}.{name}": value for index, state in states for name, value in state.items()}
+
+
+def nest_state(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """What :func:`flatten_state` gave, as ``state`` of an optimizer's state_dict has it."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    return state
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from kflow.checkpoint import load_model, save_model
 from kflow.data import Images, load_data
 from kflow.experiment import Experiment, check_same, choose_compile, choose_precision
 from kflow.ranks import gather, shard, spread, whole
-from kflow.storage import RUNS, read_folder, write_folder
+from kflow.storage import RUNS, flatten_state, nest_state, read_folder, write_folder
 from kflow.velocity import KFlow
 
 LOG_STEPS = 20
@@ -245,11 +245,10 @@ def write_state(
     fabric: Fabric, folder: Path, card: dict[str, Any], network: Module, average: AveragedModel, optimizer: Optimizer
 ) -> None:
     """Write the training state after its card's step, atomically, and drop the one before the last; on every rank."""
-    states = optimizer.state_dict()["state"].items()
     tensors = {
         "network.safetensors": whole(network.state_dict()),
         "average.safetensors": whole({**average.module.state_dict(), "n_averaged": average.n_averaged}),
-        "optimizer.safetensors": whole({f"{i}.{name}": x for i, state in states for name, x in state.items()}),
+        "optimizer.safetensors": whole(flatten_state(optimizer)),
     }
     if not fabric.is_global_zero:
         return
@@ -282,10 +281,7 @@ def resume(
     averaged = tensors["average.safetensors"]
     average.n_averaged.copy_(averaged.pop("n_averaged"))
     average.module.load_state_dict(spread(averaged, average.module.state_dict()))
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors["optimizer.safetensors"].items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+    state = nest_state(tensors["optimizer.safetensors"])
     for moments, weight in zip(state.values(), optimizer.param_groups[0]["params"]):
         moments |= spread(moments, dict.fromkeys(("exp_avg", "exp_avg_sq"), weight))
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -12,7 +12,7 @@ import kflow.storage
 from kflow.checkpoint import load_model, promote, save_model
 from kflow.experiment import Experiment
 from kflow.sample import sample
-from kflow.storage import CARD, WEIGHTS, file_hash, read_folder, write_folder
+from kflow.storage import CARD, WEIGHTS, file_hash, flatten_state, nest_state, read_folder, write_folder
 
 TENSORS = {
     "a.safetensors": {"x": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)},
@@ -54,6 +54,18 @@ def test_a_folder_comes_back(tmp_path):
     for name, values in TENSORS.items():
         assert card["files"][name] == file_hash(tmp_path / "deep" / "folder" / name)
         assert all(torch.equal(tensors[name][key], value) for key, value in values.items())
+
+
+def test_what_an_optimizer_remembers_comes_back():
+    weights = [torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)]
+    optimizer = torch.optim.AdamW(weights)
+    sum(w.square().sum() for w in weights).backward()
+    optimizer.step()
+    found, expected = nest_state(flatten_state(optimizer)), optimizer.state_dict()["state"]
+    assert found.keys() == expected.keys() == {0, 1}
+    for index, state in expected.items():
+        assert found[index].keys() == state.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(found[index][name], value) for name, value in state.items())
 
 
 def test_tensors_that_are_views_are_written_as_they_look(tmp_path):

@@ -23,7 +23,7 @@ from kflow.data import Images, encode, load_data, to_float
 from kflow.experiment import bf16_is_native
 from kflow.metrics import agreement
 from kflow.networks import Autoencoder, Classifier
-from kflow.storage import RUNS, WEIGHTS, read_folder, write_folder
+from kflow.storage import RUNS, WEIGHTS, flatten_state, nest_state, read_folder, write_folder
 from kflow_book.photographs import psnr, rebuild
 
 STATE_IMAGES = 100_000  # between two states of a training, from which it goes on after an interruption
@@ -65,9 +65,7 @@ def fit(
     for step in range(start, steps):
         if step and step % every == 0:
             if step > start:
-                moments = optimizer.state_dict()["state"].items()
-                found = {f"{i}.{name}": value for i, values in moments for name, value in values.items()}
-                tensors = {WEIGHTS: module.state_dict(), "optimizer.safetensors": found}
+                tensors = {WEIGHTS: module.state_dict(), "optimizer.safetensors": flatten_state(optimizer)}
                 card = {name: optimizer.param_groups[0][name] for name in ("lr", "betas")}
                 card |= {"step": step, "seconds": time.perf_counter() - started, "facts": facts}
                 write_folder(state / f"{step:09d}", tensors, card)
@@ -105,11 +103,7 @@ def resume(
                 "remove it, or give another folder"
             )
     module.load_state_dict(tensors[WEIGHTS])
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors["optimizer.safetensors"].items():
-        index, _, name = key.partition(".")
-        moments.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": nest_state(tensors["optimizer.safetensors"])})
     optimizer.param_groups[0] |= {name: card[name] for name in ("lr", "betas")}
     return card["step"], card["seconds"]
 
