@@ -11,11 +11,12 @@ from kflow.networks.embedding import LabelEmbedding
 
 #: name → (width, its multiple at each level, levels with attention, residual blocks a level). ADM is LFM's for
 #: CelebA-HQ 256 (its "16 8" are downsampling rates, of which a 32×32 latent has one), ADM-church its for LSUN Church
-#: 256; the last is ours, for the CPU.
+#: 256; the last two are ours, for the CPU.
 UNETS = {
     "ADM": (256, (1, 2, 2, 2), (3,), 2),
     "ADM-church": (256, (1, 2, 3, 4), (3,), 2),
     "ADM-micro": (64, (1, 1, 2), (1, 2), 1),
+    "ADM-nano": (64, (1, 1, 1), (1, 2), 1),
 }
 HEADS = 4
 

@@ -20,9 +20,10 @@ def test_adm_has_the_size_of_the_lfm_baseline(name, parameters):
     assert output.shape == state.shape
 
 
-def test_the_output_depends_on_everything_that_the_network_is_told():
+@pytest.mark.parametrize("name", ["ADM-micro", "ADM-nano"])
+def test_the_output_depends_on_everything_that_the_network_is_told(name):
     torch.manual_seed(0)
-    network = make_network("ADM-micro", SHAPE, bands=2, classes=3)
+    network = make_network(name, SHAPE, bands=2, classes=3)
     assert sum(p.numel() for p in network.parameters()) <= 4_000_000
     state, k, weights = torch.randn(2, *SHAPE), torch.tensor([0.2, 0.7]), torch.rand(2, 2)
     assert not network(state, k, weights).any(), "every block starts as the identity, the output as zero"
