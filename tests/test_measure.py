@@ -30,7 +30,7 @@ from kflow_book.measure import (
     run_folder,
     wanted,
 )
-from kflow_book.tables import TABLES, get_value, read_seeds, read_table, show_table
+from kflow_book.tables import TABLES, get_value, read_cost, read_seeds, read_table, show_table
 
 MEASUREMENTS = load_measurements()
 
@@ -326,6 +326,15 @@ def test_every_table_speaks_of_what_is_measured(name):
             # A row that no trained model makes is a measurement of its own, RUN-MEASUREMENT.
             assert row["run"] in MEASUREMENTS[measurement]["runs"] or f"{row['run']}-{measurement}" in MEASUREMENTS
     assert (ROOT / "notebooks" / "measurements.yaml").exists() and len(read_table(name)) == len(table["rows"])
+
+
+def test_a_table_of_costs_is_the_records_ratios():
+    table, cost = read_cost("digits-cost"), Record.read(RECORDS / "digits-cost.json")
+    assert table.loc["db6", "sampling / LFM"] == f"{cost.values['sampling_digits-db6']:.3f}"
+    low, high = cost.values["training_digits-db6_interval"]
+    assert table.loc["db6", "training, interval"] == f"{low:.3f} to {high:.3f}"
+    assert not table.loc["LFM", "sampling / LFM"], "the first model is compared with nothing"
+    assert len(table) == len(cost.settings["models"]) and "" not in table["s, 50 samples"].tolist()
 
 
 def test_values_inside_values():

@@ -45,7 +45,8 @@ def get_value(record: Record, key: str) -> Any:
 
 def model_label(run: str, width: int = 16) -> str:
     """A run as the tables call it, in lines of about so many characters; its name, where they do not."""
-    rows = yaml.safe_load(TABLES.read_text())["ablations"]["rows"]
+    tables = yaml.safe_load(TABLES.read_text())
+    rows = [row for name in ("ablations", "faces") for row in tables[name]["rows"]]
     labels = {row["run"]: row["label"] for row in rows if "run" in row}
     return "\n".join(wrap(labels.get(run, run), width))
 
@@ -109,3 +110,21 @@ def show_table(frame: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
             shown[name] = ["" if math.isnan(value) else f"{value:g}" for value in frame[name]]
     parts = [name.rpartition(": ") for name in shown]
     return shown.set_axis(pd.MultiIndex.from_tuples([(group, header) for group, _, header in parts]), axis=1)
+
+
+def read_cost(name: str, folder: str | Path = RECORDS) -> pd.DataFrame:
+    """What models cost beside the first, from a record of ``benchmarks/cost.py``: one row a model, as text.
+
+    Returns medians of paired ratios with their 95 % intervals, and the median seconds.
+    """
+    cost = Record.read(Path(folder) / f"{name}.json")
+    first, *others = cost.settings["models"]
+    rows: dict[str, dict[str, str]] = {}
+    for run in (first, *others):
+        row = rows[model_label(run, 80)] = {}
+        for kind in ("sampling", "training"):
+            ratio, interval = (cost.values.get(f"{kind}_{run}{key}", ()) for key in ("", "_interval"))
+            row[f"{kind} / {model_label(first)}"] = f"{ratio:.3f}" if run in others else ""
+            row[f"{kind}, interval"] = "{:.3f} to {:.3f}".format(*interval) if run in others else ""
+        row[f"s, {cost.samples} samples"] = f"{cost.values['seconds'][f'sampling_{run}']:.3f}"
+    return pd.DataFrame.from_dict(rows, orient="index")
