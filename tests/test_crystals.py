@@ -1,6 +1,7 @@
 """The crystals of the book, and COD-Cluster17 in a small folder of its format."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -188,3 +189,12 @@ def test_overlap_counts_atoms_near_another_molecule_alone():
     assert float(overlap(clusters)) == 0, "atoms of one molecule may be near"
     clusters[1] = clusters[0] + torch.tensor([0.0, 1.4, 0.0])
     assert float(overlap(clusters)) == pytest.approx(4 / 34)
+
+
+def test_the_hash_is_of_the_data_and_not_of_the_processors_rounding():
+    data = load_data("crystals")
+    first, *others = data.train
+    moved = lambda **change: replace(data, train=(replace(first, **change), *others)).hash  # noqa: E731
+    assert moved(starts=first.starts + 1e-6) == data.hash
+    for changed in ({"final": first.final + 0.01}, {"code": "ABCDEF"}, {"starts": first.starts[:-1]}):
+        assert moved(**changed) != data.hash

@@ -53,10 +53,14 @@ class Crystals:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of codes, atoms and positions, in hexadecimal: what records refer to."""
+        """sha256 of codes, atoms, packings in thousandths of an Å and numbers of starts: what records refer to.
+
+        Not of the last bits, nor of the starts, which follow from code and packing: processors round differently.
+        """
         total = hashlib.sha256()
         for c in (*self.train, *self.test):
-            total.update(c.code.encode() + b"".join(x.numpy().tobytes() for x in (c.numbers, c.final, c.starts)))
+            packing = (1000 * c.final.double()).round().to(torch.int32)
+            total.update(f"{c.code} {len(c.starts)}".encode() + c.numbers.numpy().tobytes() + packing.numpy().tobytes())
         return total.hexdigest()
 
     def draw(self, chosen: Tensor, source: Generator, label_dropout: None = None) -> tuple[Clusters, None, None]:
@@ -214,8 +218,8 @@ def _read_cluster(path: Path) -> tuple[Tensor, Tensor]:
     if unknown:
         raise ValueError(f"it has the elements {', '.join(map(str, unknown))}, allowed are those of the periodic table")
     numbers = torch.tensor([atomic_numbers[element] for element in table.element])
-    positions = torch.from_numpy(table[["x", "y", "z"]].to_numpy("float32"))
-    return numbers.view(MOLECULES, -1), (positions - positions.mean(0)).view(MOLECULES, -1, 3)
+    positions = torch.from_numpy(table[["x", "y", "z"]].to_numpy("float64"))
+    return numbers.view(MOLECULES, -1), (positions - positions.mean(0)).float().view(MOLECULES, -1, 3)
 
 
 def read_cod_cluster17(folder: str | Path, subset: int | None = None) -> Crystals:
