@@ -27,8 +27,10 @@ MODELS = {
     "digits-db6-reversed": "digits, db6 reversed: high band first",
     "digits-fourier": "digits, Fourier: low band first",
     "digits-lfm": "digits, ordinary flow matching: all at once",
-    "faces32-db6": "faces, db6: low band first",
-    "faces32-lfm": "faces, ordinary flow matching: all at once",
+    "faces32-db6": "faces at 32×32, db6: low band first",
+    "faces32-lfm": "faces at 32×32, ordinary flow matching: all at once",
+    "faces-db6": "faces in latents, db6: low band first",
+    "faces-lfm": "faces in latents, ordinary flow matching: all at once",
 }
 
 

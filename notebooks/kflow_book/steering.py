@@ -32,7 +32,8 @@ from kflow_book.tables import read_seeds
 
 BANDS = ("low", "high")
 # Models of the page without a kernel.
-ON_PAGE = ("digits-db6", "digits-db6-reversed", "digits-fourier", "digits-lfm", "faces32-db6", "faces32-lfm")
+ON_PAGE = ("digits-db6", "digits-db6-reversed", "digits-fourier", "digits-lfm")
+ON_PAGE += ("faces32-db6", "faces32-lfm", "faces-db6", "faces-lfm")
 
 
 def ruler_of(model: KFlow) -> KAmplitude:
