@@ -68,7 +68,7 @@ def test_the_first_draw_of_a_fidelity_record(name):
     ("name", "relative", "absolute"),
     [
         ("agreement", 0.01, 0.0),
-        ("bands", 0.02, 0.002),
+        ("bands", 0.02, 0.01),  # the committed one in bf16, which a processor without it does not have
         ("trajectory", 0.02, 0.002),
         ("steering", 0.02, 0.01),
         ("nfe", 0.02, 0.5),
