@@ -55,7 +55,8 @@ class Crystals:
     def hash(self) -> str:
         """sha256 of codes, atoms, packings in thousandths of an Å and numbers of starts: what records refer to.
 
-        Not of the last bits, nor of the starts, which follow from code and packing: processors round differently.
+        Not of the last bits, nor of the starts: processors round differently. The book's starts follow from code and
+        packing; those of COD-Cluster17 are read from files, and are not checked by it.
         """
         total = hashlib.sha256()
         for c in (*self.train, *self.test):
