@@ -40,12 +40,12 @@ def drawn(name: str) -> str:
     return random.Random(name).choice(MEASUREMENTS[name]["runs"])
 
 
-def again(name: str, **changes) -> tuple[dict, Record]:
-    """Values of a record computed anew with some settings changed, and the record that is committed."""
+def again(name: str, **changes) -> tuple[Record, Record]:
+    """A record computed anew with some settings changed, and the one that is committed."""
     run = drawn(name)
     if not is_here(named_experiment(run).data):
         pytest.skip(f"the data of {run} are not here")
-    return measure(name, run, **changes).values, Record.read(RECORDS / f"{run}-{name}.json")
+    return measure(name, run, **changes), Record.read(RECORDS / f"{run}-{name}.json")
 
 
 @pytest.mark.slow
@@ -53,7 +53,8 @@ def again(name: str, **changes) -> tuple[dict, Record]:
 def test_the_first_draw_of_a_fidelity_record(name):
     """Of ten draws the first: the noise of 500 samples is the beginning of that of 5,000."""
     changes = {"samples": 500} | ({"class_count": 50} if name == "guided" else {})
-    values, record = again(name, **changes)
+    now, record = again(name, **changes)
+    values = now.values
     for part, committed in ((values, record.values), (values.get("dropped"), record.values.get("dropped"))):
         if part:
             assert part["fd"] == pytest.approx(committed["draws"]["fd"][0], rel=0.02)
@@ -68,7 +69,7 @@ def test_the_first_draw_of_a_fidelity_record(name):
     ("name", "relative", "absolute"),
     [
         ("agreement", 0.01, 0.0),
-        ("bands", 0.02, 0.01),  # the committed one in bf16, which a processor without it does not have
+        ("bands", 0.02, 0.002),
         ("trajectory", 0.02, 0.002),
         ("steering", 0.02, 0.01),
         ("nfe", 0.02, 0.5),
@@ -76,9 +77,11 @@ def test_the_first_draw_of_a_fidelity_record(name):
     ],
 )
 def test_a_whole_record(name, relative, absolute):
-    values, record = again(name)
-    assert values.keys() == record.values.keys()
-    for key, value in values.items():
+    now, record = again(name)
+    assert now.values.keys() == record.values.keys()
+    if now.machine["precision"] != record.machine["precision"]:  # bf16 there, not here
+        absolute = max(absolute, 0.01)
+    for key, value in now.values.items():
         assert value == pytest.approx(record.values[key], rel=relative, abs=absolute), key
 
 
@@ -89,7 +92,8 @@ def test_a_whole_record(name, relative, absolute):
 )
 def test_a_part_of_a_record(name, changes):
     """Some of what a record holds, computed anew; settings that were chosen must be the same."""
-    values, record = again(name, **changes)
+    now, record = again(name, **changes)
+    values = now.values
     for key in values.keys() - {"distance_ratio"}:
         value, committed = values[key], record.values[key]
         if isinstance(value, dict):
@@ -161,8 +165,8 @@ def test_richardson_lucy_knows_that_the_blur_is_periodic(width):
 
 @pytest.mark.slow
 def test_the_beginning_of_a_curve():
-    values, record = again("steps", evaluations=[2])
-    for key, curve in values.items():
+    now, record = again("steps", evaluations=[2])
+    for key, curve in now.values.items():
         assert curve["2"] == pytest.approx(record.values[key]["2"], rel=0.02), key
 
 
