@@ -185,6 +185,8 @@ def train_classifier(
     width: int = 32,
     tone: bool = False,
     mirror: bool = False,
+    turn: float = 0.2,
+    scale: float = 0.12,
     progress: bool = True,
 ) -> Classifier:
     """Train a judge or a feature network on the training images; its card holds its test accuracy.
@@ -200,6 +202,7 @@ def train_classifier(
         tone: vary contrast and add noise in training, for a feature network that does not take a shade of grey, which
             nobody sees, for a difference in content.
         mirror: also mirror half of the images left to right: for photographs, not for digits.
+        turn, scale: how much they are turned and scaled, see :func:`jitter`.
 
     Raises FileExistsError: the folder exists.
     """
@@ -209,7 +212,7 @@ def train_classifier(
 
     def loss() -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(data.train), (batch_size,))
-        views, labels = jitter(to_float(data.train[chosen])), data.train_labels[chosen]
+        views, labels = jitter(to_float(data.train[chosen]), turn=turn, scale=scale), data.train_labels[chosen]
         if mirror:
             views = torch.where(torch.rand(batch_size, 1, 1, 1) < 0.5, views.flip(3), views)
         logits = classifier(change_tone(views) if tone else views).float()
@@ -223,6 +226,8 @@ def train_classifier(
         "width": width,
         "tone": tone,
         "mirror": mirror,
+        "turn": turn,
+        "scale": scale,
     }
     options = {"learning_rate": 3e-3, "weight_decay": 0.05, "warm_up": 0.3, "disable": not progress}
     seconds = fit(classifier, loss, folder, facts, batch_size, **options, desc=f"{data.name}: classifier")
@@ -262,7 +267,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "digits-features": partial(train_classifier, seed=1, width=16, tone=True),
     "faces-features": partial(train_classifier, images=200_000, seed=1, width=24, tone=True, mirror=True),
     "faces-autoencoder": partial(train_autoencoder, images=250_000),
-    "cifar10-judge": partial(train_classifier, images=750_000, seed=0, width=48, mirror=True),
+    "cifar10-judge": partial(train_classifier, images=300_000, seed=0, width=48, mirror=True, turn=0, scale=0),
     "cifar10-features": partial(train_classifier, images=400_000, seed=1, width=32, tone=True, mirror=True),
     "cifar10-autoencoder": partial(train_autoencoder, images=250_000),
 }
