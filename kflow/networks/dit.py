@@ -189,7 +189,7 @@ def make_dit(name: str, shape: Sequence[int], bands: int = 1, classes: int = 0) 
     if not name.startswith(("DiT-", "LFM-DiT-")) or size not in SIZES or patch not in map(str, PATCHES):
         raise ValueError(
             f"network is {name!r}, allowed are DiT-SIZE/PATCH with SIZE in {', '.join(SIZES)} and "
-            f"PATCH in {', '.join(map(str, PATCHES))}, ADM, ADM-church, ADM-micro, ADM-nano and ADM-nano/2"
+            f"PATCH in {', '.join(map(str, PATCHES))}, ADM, ADM-church, ADM-micro and ADM-nano"
         )
     width, depth, heads = SIZES[size]
     kind = LatentFlowDiT if name.startswith("LFM-") else DiT

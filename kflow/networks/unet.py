@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kflow.networks.embedding import LabelEmbedding
 
-#: name → (width, its multiple at each level, levels with attention, residual blocks a level, patch size). ADM is LFM's
-#: for CelebA-HQ 256 (its "16 8" are downsampling rates, of which a 32×32 latent has one), ADM-church its for LSUN
-#: Church 256; the last three are ours, for the CPU.
+#: name → (width, its multiple at each level, levels with attention, residual blocks a level). ADM is LFM's for
+#: CelebA-HQ 256 (its "16 8" are downsampling rates, of which a 32×32 latent has one), ADM-church its for LSUN Church
+#: 256; the last two are ours, for the CPU.
 UNETS = {
-    "ADM": (256, (1, 2, 2, 2), (3,), 2, 1),
-    "ADM-church": (256, (1, 2, 3, 4), (3,), 2, 1),
-    "ADM-micro": (64, (1, 1, 2), (1, 2), 1, 1),
-    "ADM-nano": (64, (1, 1, 1), (1, 2), 1, 1),
-    "ADM-nano/2": (96, (1, 1), (0, 1), 1, 2),
+    "ADM": (256, (1, 2, 2, 2), (3,), 2),
+    "ADM-church": (256, (1, 2, 3, 4), (3,), 2),
+    "ADM-micro": (64, (1, 1, 2), (1, 2), 1),
+    "ADM-nano": (64, (1, 1, 1), (1, 2), 1),
 }
 HEADS = 4
 
@@ -30,7 +28,6 @@ class UNet(nn.Module):
         shape: (channel, height, width) of the state; the levels halve height and width.
         width, multiples: channels of the first level, and of every level as a multiple of it.
         attention, blocks: levels with attention, and residual blocks of a level.
-        patch: size of the squares that are folded into channels before the first level, as a DiT's patches.
         bands, classes: as for :class:`~kflow.networks.DiT`.
 
     Raises ValueError: height or width cannot be halved often enough.
@@ -43,20 +40,19 @@ class UNet(nn.Module):
         multiples: Sequence[int],
         attention: Sequence[int],
         blocks: int,
-        patch: int = 1,
         bands: int = 1,
         classes: int = 0,
     ):
         super().__init__()
         from diffusers import UNet2DModel
 
-        halvings = patch * 2 ** (len(multiples) - 1)
+        halvings = 2 ** (len(multiples) - 1)
         if shape[1] % halvings or shape[2] % halvings:
             raise ValueError(f"shape is {tuple(shape)}, allowed are heights and widths divisible by {halvings}")
         kinds = ["Attn" if level in attention else "" for level in range(len(multiples))]
         self.unet = UNet2DModel(
-            in_channels=shape[0] * patch**2,
-            out_channels=shape[0] * patch**2,
+            in_channels=shape[0],
+            out_channels=shape[0],
             block_out_channels=[width * multiple for multiple in multiples],
             layers_per_block=blocks,
             down_block_types=[f"{kind}DownBlock2D" for kind in kinds],
@@ -66,7 +62,7 @@ class UNet(nn.Module):
             resnet_time_scale_shift="scale_shift",
             class_embed_type="identity",
         )
-        self.classes, self.patch = classes, patch
+        self.classes = classes
         self.bands = nn.Linear(bands, 4 * width, bias=False)
         nn.init.zeros_(self.bands.weight)
         if classes:
@@ -88,5 +84,4 @@ class UNet(nn.Module):
             if labels is None:
                 labels = torch.full((len(state),), self.null_label, device=state.device)
             condition = condition + self.y_embedder(labels)
-        folded = F.pixel_unshuffle(state.to(self.bands.weight.dtype), self.patch)
-        return F.pixel_shuffle(self.unet(folded, 1000 * k.float(), condition).sample, self.patch)
+        return self.unet(state.to(self.bands.weight.dtype), 1000 * k.float(), condition).sample

@@ -20,7 +20,7 @@ def test_adm_has_the_size_of_the_lfm_baseline(name, parameters):
     assert output.shape == state.shape
 
 
-@pytest.mark.parametrize("name", ["ADM-micro", "ADM-nano", "ADM-nano/2"])
+@pytest.mark.parametrize("name", ["ADM-micro", "ADM-nano"])
 def test_the_output_depends_on_everything_that_the_network_is_told(name):
     torch.manual_seed(0)
     network = make_network(name, SHAPE, bands=2, classes=3)
