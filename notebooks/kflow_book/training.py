@@ -267,7 +267,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "digits-features": partial(train_classifier, seed=1, width=16, tone=True),
     "faces-features": partial(train_classifier, images=200_000, seed=1, width=24, tone=True, mirror=True),
     "faces-autoencoder": partial(train_autoencoder, images=250_000),
-    "cifar10-judge": partial(train_classifier, images=300_000, seed=0, width=48, mirror=True, turn=0, scale=0),
+    "cifar10-judge": partial(train_classifier, images=750_000, seed=0, width=48, mirror=True, turn=0, scale=0),
     "cifar10-features": partial(train_classifier, images=400_000, seed=1, width=32, tone=True, mirror=True),
     "cifar10-autoencoder": partial(train_autoencoder, images=250_000),
 }
