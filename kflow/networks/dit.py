@@ -117,7 +117,8 @@ class DiT(nn.Module):
             raise ValueError(f"patch_size is {patch_size}, allowed are divisors of height {rows} and width {columns}")
         if width % heads or width % 4:
             raise ValueError(f"width is {width}, allowed are multiples of 4 and of heads = {heads}")
-        self.classes, self.patch_size = classes, patch_size
+        self.patch_size = patch_size
+        self.classes = self.null_label = classes  # the label after the last means "no class"
         self.grid = (rows // patch_size, columns // patch_size)
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(channels, width, patch_size, patch_size)})
         self.k_embedder = KAmplitudeEmbedding(width, bands)
@@ -140,11 +141,6 @@ class DiT(nn.Module):
         for layer in (*(block.adaLN_modulation[1] for block in self.blocks), last.adaLN_modulation[1], last.linear):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-
-    @property
-    def null_label(self) -> int:
-        """The label that means "no class"."""
-        return self.classes
 
     def forward(self, state: Tensor, k: Tensor, weights: Tensor, labels: Tensor | None = None) -> Tensor:
         """The network's output for states (batch, channel, height, width).

@@ -45,3 +45,19 @@ def test_the_output_depends_on_everything_that_the_network_is_told(name):
 def test_a_shape_that_cannot_be_halved_is_named():
     with pytest.raises(ValueError, match="divisible by 8"):
         UNet((4, 12, 12), 32, (1, 1, 1, 1), (), 1)
+
+
+def test_attention_written_for_bf16_is_the_same_attention(monkeypatch):
+    torch.manual_seed(0)
+    network = make_network("ADM-nano", SHAPE)
+    for parameter in network.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    told = torch.randn(2, *SHAPE), torch.tensor([0.2, 0.7]), torch.rand(2, 1)
+    seen = []
+    monkeypatch.setattr(torch, "baddbmm", lambda *args, first=torch.baddbmm, **kw: seen.append(1) or first(*args, **kw))
+    exact = network(*told)
+    assert not seen, "float32 keeps the fused attention"
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = network(*told)
+    assert seen
+    torch.testing.assert_close(rounded.float(), exact, atol=0.05 * float(exact.detach().std()), rtol=0)
