@@ -43,7 +43,7 @@ TOPICS = {
     "Quality without a class": ("unconditional",),
     "Quality with a class": ("conditional", "guided/fd", "guided/recall", "guided-cifar10/fd", "guided-cifar10/recall"),
     "Dropping the class": ("guided", "dropping"),
-    "Cost": ("nfe", "digits-cost", "steps"),
+    "Cost": ("nfe", "digits-cost", "faces-cost", "steps"),
     "Trajectories": ("trajectory",),
     "Steering": ("steering", "localised"),
     "Restoration": ("restoration",),
