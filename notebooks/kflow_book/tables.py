@@ -46,7 +46,7 @@ def get_value(record: Record, key: str) -> Any:
 def model_label(run: str, width: int = 16) -> str:
     """A run as the tables call it, in lines of about so many characters; its name, where they do not."""
     tables = yaml.safe_load(TABLES.read_text())
-    rows = [row for name in ("ablations", "faces") for row in tables[name]["rows"]]
+    rows = [row for name in ("ablations", "equal_time_faces", "faces") for row in tables[name]["rows"]]
     labels = {row["run"]: row["label"] for row in rows if "run" in row}
     return "\n".join(wrap(labels.get(run, run), width))
 
