@@ -125,6 +125,9 @@ def test_cod_cluster17_is_read_as_it_is_released(cod):
     assert sorted(c.code for c in (*subset.train, *subset.test)) == ["2000", "2001"] and list(subset.left_out) == [
         "2010"
     ]
+    file = cod / "raw" / "FinalPositions" / f"{crystal.code}_cluster16.csv"
+    file.write_text(file.read_text().replace("-1.0", "-1.1"))
+    assert read_cod_cluster17(cod).hash != data.hash
 
 
 def test_where_cod_cluster17_is_not_that_is_said(tmp_path):
@@ -196,5 +199,6 @@ def test_the_hash_is_of_the_data_and_not_of_the_processors_rounding():
     first, *others = data.train
     moved = lambda **change: replace(data, train=(replace(first, **change), *others)).hash  # noqa: E731
     assert moved(starts=first.starts + 1e-6) == data.hash
-    for changed in ({"final": first.final + 0.01}, {"code": "ABCDEF"}, {"starts": first.starts[:-1]}):
+    assert moved(final=first.final + 1e-6) == data.hash
+    for changed in ({"source": "another"}, {"code": "ABCDEF"}, {"starts": first.starts[:-1]}):
         assert moved(**changed) != data.hash

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import random
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -29,12 +29,16 @@ TRAIN_STARTS, TEST_STARTS = 32, 8  # loose starts of a crystal
 
 @dataclass(frozen=True)
 class Crystal:
-    """A molecule and its 16 nearest: numbers (17, atoms), final (17, atoms, 3) in Å, starts (S, 17, atoms, 3)."""
+    """A molecule and its 16 nearest: numbers (17, atoms), final (17, atoms, 3) in Å, starts (S, 17, atoms, 3).
+
+    ``source`` is the sha256 of the stored entry or files that it was made from.
+    """
 
     code: str
     numbers: Tensor
     final: Tensor
     starts: Tensor
+    source: str = ""
 
     @cached_property
     def environments(self) -> Tensor:
@@ -53,15 +57,13 @@ class Crystals:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of codes, atoms, packings in thousandths of an Å and numbers of starts: what records refer to.
+        """sha256 of codes, numbers of starts, and what the packings were made from: what records refer to.
 
-        Not of the last bits, nor of the starts: processors round differently. The book's starts follow from code and
-        packing; those of COD-Cluster17 are read from files, and are not checked by it.
+        Not of positions: each processor rounds them differently, and some coordinate always lies between two decimals.
         """
         total = hashlib.sha256()
         for c in (*self.train, *self.test):
-            packing = (1000 * c.final.double()).round().to(torch.int32)
-            total.update(f"{c.code} {len(c.starts)}".encode() + c.numbers.numpy().tobytes() + packing.numpy().tobytes())
+            total.update(f"{c.code} {len(c.starts)} {c.source}\n".encode())
         return total.hexdigest()
 
     def draw(self, chosen: Tensor, source: Generator, label_dropout: None = None) -> tuple[Clusters, None, None]:
@@ -169,8 +171,8 @@ def split(crystals: list[Crystal], share: float = 0.8) -> tuple[list[Crystal], l
 
 
 @cache
-def read_pyxtal() -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str]]:
-    """Clusters by code, (numbers, positions), and what was left out and why.
+def read_pyxtal() -> tuple[list[Crystal], dict[str, str]]:
+    """Packings (each its own start), and what was left out, by code, and why.
 
     The molecular crystals that the package pyxtal ships, 150 entries with CSD codes.
     Left out are entries without separate molecules, with several kinds of molecules (a cluster of COD-Cluster17 has one
@@ -179,7 +181,8 @@ def read_pyxtal() -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str]]:
     from ase.db import connect
 
     folder = Path(importlib.util.find_spec("pyxtal").origin).parent / "database"  # found, not imported: that is slow
-    found, left_out = {}, {}
+    found: dict[str, Crystal] = {}
+    left_out = {}
     for file in ("test.db", "mech.db"):
         for row in connect(folder / file).select():
             if row.csd_code in found:
@@ -188,10 +191,13 @@ def read_pyxtal() -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str]]:
                 left_out[row.csd_code] = "its hydrogens are missing"
             else:
                 try:
-                    found[row.csd_code] = cut_cluster(row.toatoms())
+                    numbers, final = cut_cluster(row.toatoms())
+                    entry = (row.numbers.astype("<i4"), row.positions.astype("<f8"), row.cell.astype("<f8"))
+                    source = hashlib.sha256(b"".join(part.tobytes() for part in entry)).hexdigest()
+                    found[row.csd_code] = Crystal(row.csd_code, numbers, final, final[None], source)
                 except ValueError as error:
                     left_out[row.csd_code] = str(error)
-    return found, left_out
+    return list(found.values()), left_out
 
 
 @cache
@@ -201,9 +207,9 @@ def pyxtal_crystals(share: float = 1.0) -> Crystals:
     What is tested on does not depend on the share, and a smaller training set is part of a larger.
     """
     found, left_out = read_pyxtal()
-    train, test = split([Crystal(code, numbers, final, final[None]) for code, (numbers, final) in found.items()])
+    train, test = split(found)
     parts = [
-        tuple(Crystal(c.code, c.numbers, c.final, loosen(c.final, c.code, count)) for c in part)
+        tuple(replace(c, starts=loosen(c.final, c.code, count)) for c in part)
         for part, count in ((train[: round(share * len(train))], TRAIN_STARTS), (test, TEST_STARTS))
     ]
     return Crystals("crystals", *parts, left_out)
@@ -242,11 +248,13 @@ def read_cod_cluster17(folder: str | Path, subset: int | None = None) -> Crystal
         raise FileNotFoundError(f"there are no clusters in {folder / 'raw' / 'FinalPositions'}")
     for code in tqdm(codes, desc="COD-Cluster17: reading", disable=rank_zero_only.rank > 0):
         try:
-            numbers, final = _read_cluster(folder / f"raw/FinalPositions/{code}_cluster16.csv")
-            others, start = _read_cluster(folder / f"raw/InitialPositions/{code}_cluster16_noised.csv")
+            final_file = folder / f"raw/FinalPositions/{code}_cluster16.csv"
+            start_file = folder / f"raw/InitialPositions/{code}_cluster16_noised.csv"
+            (numbers, final), (others, start) = _read_cluster(final_file), _read_cluster(start_file)
             if not torch.equal(numbers, others):
                 raise ValueError("the atoms of its start and of its packing differ")
-            crystals.append(Crystal(code, numbers, final, start[None]))
+            source = hashlib.sha256(final_file.read_bytes() + start_file.read_bytes()).hexdigest()
+            crystals.append(Crystal(code, numbers, final, start[None], source))
         except FileNotFoundError as error:
             left_out[code] = f"there is no {Path(error.filename).name}"
         except ValueError as error:
