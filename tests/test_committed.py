@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from kflow.checkpoint import load_model
-from kflow.data import hash_data, is_here, load_autoencoder, load_data
+from kflow.data import hash_data, is_here, load_autoencoder, load_data, to_float
 from kflow.experiment import Experiment
+from kflow.metrics import agreement, load_classifier
 from kflow.storage import CHECKPOINTS, WEIGHTS
 from kflow_book.measure import Trained
 from kflow_book.photographs import psnr, rebuild
@@ -30,9 +31,9 @@ def test_a_checkpoint_is_its_experiments_on_its_data_at_the_common_budget(folder
     if is_here(experiment.data):
         assert card["data_hash"] == hash_data(experiment.data)
     group = folder.name.split("-")[0]  # runs that stand in one table
-    group = "equal time" if folder.name == "faces-lfm-dit" else group
-    budgets = {"crystals": 20_000, "faces": 120_000, "equal time": 208_000}
-    assert card["images"] == experiment.images == budgets.get(group, Experiment().images)
+    budgets = {"crystals": 20_000, "faces": 120_000, "cifar10": 240_000}
+    budgets |= {"faces-lfm-dit": 208_000, "showcase-faces": 3 * 120_000}  # equal time; stand in no table
+    assert card["images"] == experiment.images == budgets.get(folder.name, budgets.get(group, Experiment().images))
     most = 4_000_000 if experiment.data.endswith("-latents") else 800_000
     assert card["parameters"] == sum(p.numel() for p in model.network.parameters()) < most
     assert (folder / WEIGHTS).stat().st_size < 8_000_000
@@ -52,6 +53,17 @@ def test_the_committed_default_draws_the_digits_it_is_asked_for():
     assert good["agreement_interval"][0] < good["agreement"] < good["agreement_interval"][1]
     assert good["agreement"] >= 0.85
     assert bad["agreement"] < 0.3, "the judge must tell a model that draws the wrong digits"
+
+
+def test_the_committed_judge_of_photographs_knows_images_that_it_never_saw():
+    judge, card = load_classifier(CHECKPOINTS / "cifar10-judge")
+    assert card["test_accuracy"] >= 0.85 and card["test_images"] == 10_000
+    if not is_here("cifar10"):
+        pytest.skip("the images of cifar10 are not here (python -m kflow.data prepare cifar10)")
+    images = load_data("cifar10")
+    some = images.test[::10], images.test_labels[::10]
+    assert card["data_hash"] == images.hash
+    assert agreement(judge, to_float(some[0]), some[1]) == pytest.approx(card["test_accuracy"], abs=0.04)
 
 
 @pytest.mark.parametrize(("data", "least"), [("faces", 34), ("cifar10", 28)])
