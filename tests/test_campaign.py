@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from kflow import checkpoint
 from kflow.records import Record
+from kflow.storage import read_card
 from kflow_book import campaign, measure
 from kflow_book.measure import named_experiment, wanted
 
@@ -41,6 +43,17 @@ def test_what_is_missing_is_trained_and_measured(place, monkeypatch):
     assert campaign.work("digits-db6-seed7")
     assert (place / "digits-db6-seed7-bands.json").exists()
     assert (place / "digits-db6-seed7-nfe.json").stat().st_mtime_ns == before
+
+
+def test_the_first_seed_is_measured_as_promoted_also_where_it_was_trained_before(place, monkeypatch):
+    for module in (checkpoint, measure):
+        monkeypatch.setattr(module, "CHECKPOINTS", place / "checkpoints")
+    monkeypatch.setattr(campaign, "wanted", lambda: [("nfe", "digits-db6")])
+    campaign.train(campaign.named_experiment("digits-db6"), place / "digits-db6")
+    assert campaign.work("digits-db6")
+    card = read_card(place / "checkpoints" / "digits-db6")
+    assert card["weights"] == "float16"
+    assert Record.read(place / "digits-db6-nfe.json").checkpoint_hash == measure.weights_hash(card)
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(place, monkeypatch):

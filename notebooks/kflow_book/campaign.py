@@ -52,11 +52,11 @@ def work(run: str) -> bool:
             return False
         if find_missing(run):
             try:
-                run_folder(run)
+                folder = run_folder(run)
             except FileNotFoundError:
-                folder = train(named_experiment(run), RUNS / run).folder
-                if "-seed" not in run:
-                    promote(folder)
+                folder = train(named_experiment(run), RUNS / run).folder / "model"
+            if "-seed" not in run and folder == RUNS / run / "model":  # trained now, or before and not yet promoted
+                promote(RUNS / run)
             for name in find_missing(run):
                 print(f"{run}: {name}", flush=True)
                 measure(name, run).write(RECORDS)
