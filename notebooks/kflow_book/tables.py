@@ -16,6 +16,8 @@ from kflow.records import RECORDS, Record
 from kflow.storage import ROOT
 
 TABLES = ROOT / "notebooks" / "tables.yaml"
+#: the tables that say how a run is called; later ones have the last word
+LABELS = ("ablations", "equal_time_faces", "faces", "table_2_cifar10", "table_9_cifar10", "class_dropping_cifar10")
 
 
 def read_seeds(run: str, measurement: str, folder: str | Path = RECORDS) -> dict[int, Record]:
@@ -46,8 +48,10 @@ def get_value(record: Record, key: str) -> Any:
 def model_label(run: str, width: int = 16) -> str:
     """A run as the tables call it, in lines of about so many characters; its name, where they do not."""
     tables = yaml.safe_load(TABLES.read_text())
-    rows = [row for name in ("ablations", "equal_time_faces", "faces") for row in tables[name]["rows"]]
-    labels = {row["run"]: row["label"] for row in rows if "run" in row}
+    labels = {}
+    for name in LABELS:
+        rows = [row for row in tables[name]["rows"] if "run" in row and "measurement" not in row]
+        labels |= {row["run"]: row["label"] for row in rows}
     return "\n".join(wrap(labels.get(run, run), width))
 
 
