@@ -12,9 +12,10 @@ from kflow.data import hash_data, is_here, load_autoencoder, load_data, to_float
 from kflow.experiment import Experiment
 from kflow.metrics import agreement, load_classifier
 from kflow.storage import CHECKPOINTS, WEIGHTS
-from kflow_book.measure import Trained
+from kflow_book.measure import Trained, load_measurements
 from kflow_book.photographs import psnr, rebuild
 from kflow_book.protocols import measure_agreement
+from kflow_book.tables import read_seeds
 
 ROOT = Path(__file__).parents[1]
 MODELS = sorted(path for path in CHECKPOINTS.iterdir() if (ROOT / f"notebooks/experiments/{path.name}.yaml").exists())
@@ -64,6 +65,13 @@ def test_the_committed_judge_of_photographs_knows_images_that_it_never_saw():
     some = images.test[::10], images.test_labels[::10]
     assert card["data_hash"] == images.hash
     assert agreement(judge, to_float(some[0]), some[1]) == pytest.approx(card["test_accuracy"], abs=0.04)
+
+
+def test_the_best_guided_model_of_photographs_draws_the_class_asked_for_half_the_time():
+    runs = load_measurements()["guided-cifar10"]["runs"]
+    best = max((read_seeds(run, "guided-cifar10")[0] for run in runs), key=lambda record: record.values["agreement"])
+    assert best.samples == 5000 and best.values["agreement"] >= 0.5
+    assert best.values["dropped"]["agreement"] < best.values["agreement"], "it must be the class that brings it"
 
 
 @pytest.mark.parametrize(("data", "least"), [("faces", 34), ("cifar10", 28)])
