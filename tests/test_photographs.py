@@ -7,9 +7,10 @@ import torch
 from torchvision.transforms.functional import gaussian_blur
 
 from kflow.checkpoint import load_model
-from kflow.data import load_data, to_float
+from kflow.data import load_data, to_float, to_uint8
+from kflow.records import Record
 from kflow.storage import CHECKPOINTS
-from kflow_book import protocols
+from kflow_book import photographs, protocols
 from kflow_book.measure import Trained
 from kflow_book.photographs import as_pixels, montage, nearest
 
@@ -53,7 +54,24 @@ def test_copies_are_found(monkeypatch):
     monkeypatch.setattr(Trained, "generate", lambda *_, **__: stolen)
     found = protocols.measure_copies(trained, **settings)
     assert found["copied_pixels"] == found["copied_features"] == 1
+    assert found["neighbours_pixels"] == found["neighbours_features"] == list(range(600, 610)), "the mirror images"
     assert found["nearest_pixels"] < 1e-3 < found["nearest_pixels_held_out"] == made["nearest_pixels_held_out"]
+
+
+def test_neighbours_are_those_of_the_record(tmp_path, monkeypatch):
+    values = {"neighbours_pixels": [3, 2], "neighbours_features": [0, 5]}  # of 4 images, 5 is the mirror image of 1
+    units = dict.fromkeys(values, "number")
+    Record("digits-db6-copies", values, units, 2, [0], "digits", "", settings={"steps": 2}).write(tmp_path)
+    digits = load_data("digits")
+    few = replace(digits, train=digits.train[:4])
+    monkeypatch.setattr(photographs, "RECORDS", tmp_path)
+    monkeypatch.setattr(photographs, "images_of", lambda _: few)
+    rows = photographs.neighbour_rows("digits-db6", "copies", 2)
+    assert torch.equal(rows[2:], torch.stack([few.train[3], few.train[2], few.train[0], few.train[1].flip(2)]))
+    trained = Trained(*load_model(CHECKPOINTS / "digits-db6")[:2])
+    both = trained.generate(trained.noise(40), trained.labels(40), steps=2)[:2]
+    off = (rows[:2].int() - to_uint8(both).int()).abs()
+    assert off.max() <= 2, "the first samples are those that the record had"
 
 
 @pytest.mark.slow

@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from kflow.data import decode, encode, to_float, to_uint8
+from kflow.checkpoint import load_model
+from kflow.data import decode, encode, images_of, to_float, to_uint8
+from kflow.records import RECORDS, Record
+from kflow.storage import CHECKPOINTS
+from kflow_book.measure import Trained
 
 
 def montage(images: Tensor, columns: int = 16) -> Tensor:
@@ -29,6 +33,26 @@ def as_pixels(images: Tensor) -> Tensor:
     """Images (N, C, H, W) uint8 as features (N, D) whose distance is the root mean square difference of a pixel."""
     flat = to_float(images).flatten(1)
     return flat / flat.shape[1] ** 0.5
+
+
+def with_mirrored(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) and after them their mirror images, (2 N, C, H, W)."""
+    return torch.cat([images, images.flip(3)])
+
+
+def neighbour_rows(run: str, measurement: str, count: int) -> Tensor:
+    """The first ``count`` samples of a committed model, then the training images nearest to them in pixels, then in
+    features, as its record of :func:`~kflow_book.protocols.measure_copies` names them: (3 count, C, H, W) uint8.
+
+    Raises FileNotFoundError: there is no such record, or the training images are not here.
+    """
+    record = Record.read(RECORDS / f"{run}-{measurement}.json")
+    model, experiment, _ = load_model(CHECKPOINTS / run)
+    trained, train = Trained(model, experiment), with_mirrored(images_of(experiment.data).train)
+    labels = trained.labels(count) if experiment.conditional else None
+    samples = trained.generate(trained.noise(count), labels, steps=record.settings["steps"])
+    found = [train[record.values[f"neighbours_{look}"][:count]] for look in ("pixels", "features")]
+    return torch.cat([to_uint8(trained.images(samples)), *found])
 
 
 def rebuild(images: Tensor, autoencoder: nn.Module, desc: str = "encoding") -> Tensor:

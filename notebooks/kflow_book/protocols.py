@@ -21,9 +21,10 @@ from kflow.sample import grid, sample
 from kflow.storage import CHECKPOINTS
 from kflow_book.calibration import HELD_OUT, calibrate, held_out
 from kflow_book.measure import Trained
-from kflow_book.photographs import as_pixels, nearest, psnr, rebuild
+from kflow_book.photographs import as_pixels, nearest, psnr, rebuild, with_mirrored
 
 Values = dict[str, Any]
+NEIGHBOURS = 10  # samples whose nearest training images a record names
 
 
 @cache
@@ -240,16 +241,19 @@ def measure_copies(trained: Trained, features: str, samples: int, steps: int) ->
     """Whether samples are copies of training images: how near the nearest is, beside what held-out images have.
 
     Distances are in features and in pixels (root mean square), to the training images as they are and mirrored. A
-    ``copied`` share of the samples is nearer than all but one in a hundred held-out images.
+    ``copied`` share of the samples is nearer than all but one in a hundred held-out images. ``neighbours`` are which is
+    nearest to each of the first samples, for :func:`~kflow_book.photographs.neighbour_rows`.
     """
     images = images_of(trained.experiment.data)
     labels = trained.labels(samples) if trained.experiment.conditional else None
     made = to_uint8(trained.images(trained.generate(trained.noise(samples), labels, steps=steps)))
-    among, held, values = torch.cat([images.train, images.train.flip(3)]), held_out(images), {}
+    among, held, values = with_mirrored(images.train), held_out(images), {}
     extract = lambda x: metrics.extract_features(x, CHECKPOINTS / features, progress=False)  # noqa: E731
     for name, look in {"features": extract, "pixels": as_pixels}.items():
         train = look(among)
-        generated, real = (nearest(look(x), train)[0].double() for x in (made, held))
+        (generated, indices), (real, _) = (nearest(look(x), train) for x in (made, held))
+        generated, real = generated.double(), real.double()
+        values[f"neighbours_{name}"] = indices[:NEIGHBOURS].tolist()
         values[f"nearest_{name}"], values[f"nearest_{name}_held_out"] = float(generated.median()), float(real.median())
         values[f"copied_{name}"] = float((generated < real.quantile(0.01)).double().mean())
     return values
