@@ -17,7 +17,7 @@ BIN := .venv/bin
 # The stamp is named after the contents of the two files: touching them, or changing branch and back, reinstalls nothing.
 STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' -)
 
-.PHONY: help env book figures digits faces32 faces cifar10 crystals campaign measure test lint format clean
+.PHONY: help env book figures digits faces32 faces cifar10 crystals showcase campaign measure test lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -45,7 +45,7 @@ figures: env ## draw every picture and table again into figures/, from records a
 		$(BIN)/papermill $$notebook /dev/null -p save $(CURDIR)/figures --no-progress-bar || exit 1; \
 	done
 
-digits faces32 faces cifar10 crystals: env ## train what runs/ lacks of its experiments, with each seed, and go on with what was cut
+digits faces32 faces cifar10 crystals showcase: env ## train what runs/ lacks of its experiments, with each seed, and go on with what was cut
 	for seed in $(SEEDS); do for file in notebooks/experiments/$@-*.yaml; do \
 		name=$$(basename $$file .yaml); [ $$seed = 0 ] || name=$$name-seed$$seed; \
 		$(BIN)/python -m kflow.train $$file seed=$$seed name=$$name || exit 1; \
