@@ -47,11 +47,12 @@ def use_style() -> None:
 
 
 def save(figure: Figure, name: str, folder: str | FilePath) -> None:
-    """Write NAME.svg and NAME.png into a folder; the same figure gives the same bytes. No folder (""): do nothing."""
+    """Write NAME.png into a folder, and NAME.svg if it has no pixels; the same bytes each time. No folder: nothing."""
     if folder:
         FilePath(folder).mkdir(parents=True, exist_ok=True)
         with mpl.rc_context(STYLE):
-            figure.savefig(FilePath(folder) / f"{name}.svg", metadata={"Date": None, "Creator": None})
+            if not any(axes.images for axes in figure.axes):
+                figure.savefig(FilePath(folder) / f"{name}.svg", metadata={"Date": None, "Creator": None})
             figure.savefig(FilePath(folder) / f"{name}.png", dpi=200, metadata={"Software": None})
 
 
@@ -70,9 +71,8 @@ def band_colour(band: int, bands: int) -> str:
 
 def band_name(band: int, bands: int) -> str:
     """A band in words."""
-    if bands == 1:
-        return "one band: everything at once"
-    return f"band {band}" + {0: " (low scaling)", bands - 1: " (high scaling)"}.get(band, "")
+    where = {0: " (low scaling)", bands - 1: " (high scaling)"}.get(band, "")
+    return f"band {band}{where}" if bands > 1 else "one band: everything at once"
 
 
 def image_grid(
