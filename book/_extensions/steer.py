@@ -31,7 +31,7 @@ MODELS = {
     "faces32-lfm": "faces at 32×32, ordinary flow matching: all at once",
     "faces-db6": "faces in latents, db6: low band first",
     "faces-lfm": "faces in latents, ordinary flow matching: all at once",
-    "showcase-faces": "faces in latents, db6, trained three times longer: low band first",
+    "showcase-faces": "faces in latents, showcase: low band first",
 }
 
 
