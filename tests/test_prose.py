@@ -1,0 +1,227 @@
+"""Numbers in prose are those of the records: a sentence is written here with its numbers computed, and must stand so.
+
+A sentence that no longer stands on its page after a new run says, in the failure, what it has to be.
+"""
+
+import json
+import math
+import re
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from kflow.checkpoint import load_model
+from kflow.records import RECORDS, Record
+from kflow.storage import CHECKPOINTS, ROOT
+from kflow_book.claims import judge_claim
+from kflow_book.tables import get_value, read_seeds
+
+
+@cache
+def seeds_of(run, measurement):
+    """The records of a run, by training seed."""
+    return read_seeds(run, measurement)
+
+
+def mean(run, value):
+    """Mean over the training seeds of ``MEASUREMENT/KEY``."""
+    measurement, key = value.split("/", 1)
+    return float(np.mean([get_value(record, key) for record in seeds_of(run, measurement).values()]))
+
+
+def first(run, value):
+    """The value of training seed 0."""
+    measurement, key = value.split("/", 1)
+    return get_value(seeds_of(run, measurement)[0], key)
+
+
+def alone(name, key):
+    """A value of a record that stands on no run."""
+    return get_value(Record.read(RECORDS / f"{name}.json"), key)
+
+
+def ratio(run, other, value):
+    """Geometric mean over the seeds that both runs have of the ratio of their values, and its 95 % interval if any."""
+    rule = {"value": value, "of": run, "against": other, "compare": "ratio", "rule": "below", "limit": 1.0}
+    verdict = judge_claim(rule)
+    return verdict.estimate, *(verdict.interval or (math.nan, math.nan))
+
+
+def percent(share, digits=0):
+    """A share as the prose has it."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def faces():
+    """14_faces."""
+    fd, lfm, db6 = "unconditional-faces/fd", "faces-lfm", "faces-db6"
+    times, low, high = ratio(db6, lfm, fd)
+    yield (
+        f"db6 has {times:.2f} times LFM's Fréchet distance (95 % interval {low:.2f} to {high:.2f}) and less recall, "
+        f"{mean(db6, 'unconditional-faces/recall'):.2f} beside {mean(lfm, 'unconditional-faces/recall'):.2f}."
+    )
+    yield f"LFM itself has {mean(lfm, fd) / alone('faces-calibration', 'floor'):.0f} times the distance of real faces"
+    yield f"has {ratio('faces-one-band-hard', lfm, fd)[0]:.2f} times LFM's distance with one training seed"
+    uniform = "faces-db6-uniform-w"
+    yield (
+        f"the distance falls to {ratio(uniform, lfm, fd)[0]:.2f} times LFM's "
+        f"(two seeds; {ratio(uniform, db6, fd)[0]:.2f} times db6's)."
+    )
+    more = "unconditional-faces-60-steps/fd"
+    yield (
+        f"With 60 (seed 0) db6 has {first(db6, more):.1f} in place of {first(db6, fd):.1f}, LFM {first(lfm, more):.1f} "
+        f"in place of {first(lfm, fd):.1f}, so {first(db6, more) / first(lfm, more):.2f} times its distance in place "
+        f"of {first(db6, fd) / first(lfm, fd):.2f}."
+    )
+    of = {name: f"{first(f'faces-{name}', fd) / first(db6, fd):.2f}" for name in (
+        "fourier", "db6-displacement", "haar", "meyer", "db6-three-bands", "pca", "db6-reversed")}  # fmt: skip
+    yield f"(the table has db6's mean of three, {percent(mean(db6, fd) / first(db6, fd) - 1)} higher): " + (
+        f"Fourier {of['fourier']} times its distance, displacement (our output) {of['db6-displacement']}, "
+        f"Haar {of['haar']}, Meyer {of['meyer']}, three bands {of['db6-three-bands']}, PCA {of['pca']}, "
+        f"reversed {of['db6-reversed']}."
+    )
+    yield f"An adaptive solver needs {ratio(db6, lfm, 'nfe/nfe')[0]:.2f} times as many evaluations for db6"
+    centred, uncentred = (f"trajectory/{which}_low_over_high" for which in ("centred", "uncentred"))
+    yield (
+        f"{mean(db6, centred):.2f} times as much, centred ({mean(db6, uncentred):.2f} uncentred; between LFM's two "
+        f"halves {mean(lfm, centred):.2f} and {mean(lfm, uncentred):.2f})."
+    )
+    kept = "steering/high_kept_by_high_noise"
+    yield (
+        f"keeps {percent(mean(db6, kept))} of the high band's content with db6, and {percent(mean(lfm, kept))} with "
+        f"LFM given the same noises; on faces in pixels it was {percent(mean('faces32-db6', kept))} and "
+        f"{percent(mean('faces32-lfm', kept))} (one seed), on digits {percent(mean('digits-db6', kept))} and "
+        f"{percent(mean('digits-lfm', kept))}."
+    )
+    most = {run: percent(max(alone(f"{run}-copies-faces", f"copied_{what}") for what in ("features", "pixels")), 1)
+            for run in (lfm, db6, "showcase-faces")}  # fmt: skip
+    yield f"at most {most[lfm]} of LFM's samples, {most[db6]} of db6's and {most['showcase-faces']} of the showcase's"
+    showcase = alone("showcase-faces-showcase-faces", "fd")
+    yield f"Its distance is {showcase:.1f}; LFM's, after a third of the images, is {mean(lfm, fd):.1f}"
+    left = [
+        mean(f"faces-{flow}", fd) / alone(f"search-{start}-{flow}-seed9-recipe-faces", "fd")
+        for flow in ("lfm", "db6")
+        for start in ("start", "tenth")
+    ]
+    yield f"Ten times the images leave {100 * min(left):.0f} to {percent(max(left))} of the distance."
+
+
+def cifar10():
+    """15_cifar10."""
+    lfm, fourier, db6 = "cifar10-lfm", "cifar10-fourier", "cifar10-db6"
+    fd, recall, agreement = (f"guided-cifar10/{key}" for key in ("fd", "recall", "agreement"))
+    times, low, high = ratio(fourier, lfm, fd)
+    yield (
+        f"guided, its Fréchet distance is {mean(lfm, fd):.1f} and Fourier's {mean(fourier, fd):.1f}, {times:.2f} times "
+        f"as much (95 % interval {low:.2f} to {high:.2f}), its recall {mean(lfm, recall):.2f} and "
+        f"{mean(fourier, recall):.2f}. db6 is near Fourier ({mean(db6, fd):.1f}, {mean(db6, recall):.2f})."
+    )
+    rebuilt = alone("cifar10-reconstruction", "agreement_reconstructed")
+    yield (
+        f"The judge sees it in {percent(mean(lfm, agreement))} of LFM's guided samples, in "
+        f"{percent(mean(fourier, agreement))} of Fourier's and in {percent(mean(db6, agreement))} of db6's; of real "
+        f"images that the autoencoder has rebuilt it knows {percent(rebuilt)}."
+    )
+    floor = alone("cifar10-calibration", "floor_balanced")
+    yield f"LFM's distance is {mean(lfm, fd) / floor:.0f} times that of real images"
+    cdr = "guided-cifar10/cdr"
+    yield f"CDR {mean(fourier, cdr):.2f} with Fourier, {mean(db6, cdr):.2f} with db6, {mean(lfm, cdr):.2f} with LFM."
+    after = [100 * mean(run, "guided-cifar10/dropped/agreement") for run in (fourier, db6, lfm)]
+    yield f"the judge sees the class in {after[0]:.0f}, {after[1]:.0f} and {after[2]:.0f} % of the samples"
+    few = [alone(f"{run}-dropping-cifar10", "cdr_1.5_0.3") for run in (fourier, db6)]
+    matched = alone(f"{lfm}-dropping-matched-cifar10", "cdr_1.5_0.648")
+    yield f"(CDR from 50 samples a class, one seed: {matched:.2f}; Fourier {few[0]:.2f}, db6 {few[1]:.2f})"
+    assert not any(alone(f"{lfm}-copies-cifar10", f"copied_{what}") for what in ("features", "pixels"))
+    yield "None of a thousand LFM samples is nearer to a training image than 99 % of held-out images are."
+
+
+def steering():
+    """06_steering."""
+    by_low, by_high = ("steering/{}_kept_by_low_noise", "steering/{}_kept_by_high_noise")
+    db6, back, lfm = "digits-db6", "digits-db6-reversed", "faces32-lfm"
+    yield (
+        f"in the forward order {mean(db6, by_low.format('low')):.2f} of the low band and "
+        f"{mean(db6, by_low.format('high')):.2f} of the high one, in the reversed order "
+        f"{mean(back, by_high.format('high')):.2f} of the high band and {mean(back, by_high.format('low')):.2f} of the "
+        "low one"
+    )
+    fourth, whole = mean("faces32-db6", by_high.format("high")), mean(lfm, by_high.format("high"))
+    assert abs(fourth - 0.25) < 0.025 and fourth < whole / 2
+    yield "about a quarter of the high band's content, which on digits was nearly nothing. It is still less than half"
+    yield (
+        f"keeps {mean(lfm, by_low.format('low')):.2f} of the low band with the low noise too "
+        f"(K-Flow {mean('faces32-db6', by_low.format('low')):.3f})"
+    )
+    kept = "localised/{}_high_kept_high_redrawn_at_join"
+    db6, fourier, pca = (mean(f"digits-{run}", kept.format("localised")) for run in ("db6", "fourier", "pca"))
+    assert f"{db6:.2f}" == f"{fourier:.2f}"
+    yield f"whose noise is new, {db6:.2f} stays as it was with db6 and Fourier"
+    key = kept.format("plain").split("/")[1]
+    plain = [record.values[key] for record in seeds_of("digits-pca", "localised").values()]
+    yield (
+        f"With PCA {pca:.2f} stays where the plain sampler leaves {np.mean(plain):.2f} "
+        f"({min(plain):.2f} to {max(plain):.2f} over seeds)"
+    )
+
+
+def trajectories():
+    """07_trajectories."""
+    schedule = load_model(CHECKPOINTS / "digits-db6-soft-wide")[0].path.schedule
+    yield f"(with the soft bump of 0.75, {percent(1 - float(schedule(torch.tensor([0.5]))[0][0, 0]))})"
+
+
+def intro():
+    """The introduction."""
+    plain, guided = "conditional/fd", "guided/fd"
+    db6, fourier = ([ratio(f"digits-{run}", "digits-lfm", value)[0] for value in (plain, guided)] for run in (
+        "db6", "fourier"))  # fmt: skip
+    yield f"With a class db6 and Fourier have {db6[0]:.1f} and {fourier[0]:.1f} times its Fréchet distance"
+    yield f"guided {db6[1]:.1f} and {fourier[1]:.1f} times, and more recall"
+    here = ratio("faces-db6", "faces-lfm", "unconditional-faces/fd")[0]
+    evaluations = ratio("faces-db6", "faces-lfm", "nfe/nfe")[0]
+    yield f"K-Flow (db6) has {here:.1f} times the Fréchet distance of ordinary flow matching"
+    yield f"an adaptive solver needs {evaluations:.1f} times as many evaluations."
+    there = ratio("cifar10-fourier", "cifar10-lfm", "guided-cifar10/fd")[0]
+    agreement = [percent(mean(f"cifar10-{run}", "guided-cifar10/agreement")) for run in ("fourier", "lfm")]
+    yield f"K-Flow (Fourier) has {there:.1f} times the Fréchet distance of ordinary flow matching"
+    yield f"shows the class asked for less often, {agreement[0]} beside {agreement[1]}"
+
+
+def readme():
+    """The README."""
+    db6, fourier = (ratio(f"digits-{run}", "digits-lfm", "guided/fd")[0] for run in ("db6", "fourier"))
+    here = ratio("faces-db6", "faces-lfm", "unconditional-faces/fd")[0]
+    yield (
+        f"{db6:.1f} times its distance (db6) and {fourier:.1f} times (Fourier), "
+        f"on faces in latents {here:.1f} times (db6)"
+    )
+    evaluations = ratio("digits-db6", "digits-lfm", "nfe/nfe")[0]
+    yield f"an adaptive solver needs about {evaluations:.1f} times as many evaluations"
+
+
+PAGES = {
+    "notebooks/06_steering.ipynb": steering,
+    "notebooks/07_trajectories.ipynb": trajectories,
+    "notebooks/14_faces.ipynb": faces,
+    "notebooks/15_cifar10.ipynb": cifar10,
+    "book/intro.md": intro,
+    "README.md": readme,
+}
+
+
+def read_prose(path):
+    """The prose of a page in one line."""
+    text = (ROOT / path).read_text()
+    if path.endswith(".ipynb"):
+        cells = json.loads(text)["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return re.sub(r"\s+", " ", text)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_the_numbers_in_a_pages_prose_are_the_records(path):
+    prose = read_prose(path)
+    wrong = [sentence for sentence in PAGES[path]() if sentence not in prose]
+    assert not wrong, f"{path} does not say: " + "\n".join(wrong)
