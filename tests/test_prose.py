@@ -15,7 +15,7 @@ import torch
 from kflow.checkpoint import load_model
 from kflow.records import RECORDS, Record
 from kflow.storage import CHECKPOINTS, ROOT
-from kflow_book.claims import judge_claim
+from kflow_book.claims import judge_claim, load_rules
 from kflow_book.tables import get_value, read_seeds
 
 #: of restoration: data sets, flows, tasks
@@ -140,6 +140,34 @@ def cifar10():
     yield f"(CDR from 50 samples a class, one seed: {matched:.2f}; Fourier {few[0]:.2f}, db6 {few[1]:.2f})"
     assert not any(alone(f"{lfm}-copies-cifar10", f"copied_{what}") for what in ("features", "pixels"))
     yield "None of a thousand LFM samples is nearer to a training image than 99 % of held-out images are."
+
+
+def verdict(value, run=None):
+    """What the ledger says of a value, of a run if it stands on one."""
+    rules = (rule for rule in load_rules() if rule.get("value") == value and rule.get("of") == run)
+    return judge_claim(next(rules)).verdict
+
+
+def samples(name):
+    """Of a record that stands on no run."""
+    return Record.read(RECORDS / f"{name}.json").samples
+
+
+def packed(run, key="pm_atom"):
+    """A value of crystals by training seed; ``pm_atom_by_crystal/CODE`` is one crystal's."""
+    return np.array([get_value(record, key) for record in seeds_of(f"crystals-{run}", "packing").values()])
+
+
+def by_crystal(run):
+    """PM (atom) of each held-out crystal, mean over the training seeds."""
+    records = seeds_of(f"crystals-{run}", "packing").values()
+    return np.mean([list(record.values["pm_atom_by_crystal"].values()) for record in records], axis=0)
+
+
+def listed(values, digits=1):
+    """Numbers, the last after "and"."""
+    *others, last = (f"{value:.{digits}f}" for value in values)
+    return f"{', '.join(others)} and {last}"
 
 
 def steering():
@@ -327,6 +355,153 @@ def restoration():
     yield f"Super-resolution loses {span(-gains(SHARP, *band), 0)} dB by it"
 
 
+def assembly():
+    """10_assembly."""
+    methods = atoms, rigid, two, three = "atoms", "rigid", "kflow-two", "kflow-three"
+    codes = packed("start", "pm_atom_by_crystal")[0]
+    start, rescaled, clusters = packed("start")[0], packed("rescaled")[0], samples("crystals-start-packing")
+
+    def over(method, size=""):
+        return ratio(f"crystals-{size}{method}", f"crystals-{size}{rigid}", "packing/pm_atom")
+
+    def worse(method):
+        return sum(by_crystal(method) > by_crystal(rigid))
+
+    times, low, high = over(two)
+    seeds, interval = WORDS[len(packed(two))], f"{100 * low - 100:.1f} to {percent(high - 1, 1)}"
+    yield f"packing matching of atoms with two bands is {percent(times - 1, 1)} worse than that of rigid flow matching"
+    yield (
+        f"(95 % interval {interval}, {seeds} training seeds), "
+        f"and worse on {worse(two)} of the {len(codes)} held-out crystals"
+    )
+    yield f"the geometric mean over the {len(codes)} held-out crystals with its 95 % interval"
+    yield f"(They are of {len({code[:6] for code in codes})} families"
+    yield f"held-out ones {clusters // len(codes)}."
+    angle = f"{packed('start', 'rotation_error')[0]:.0f} degrees"
+    yield f"every molecule is turned by about {angle}"
+    yield f"from 17 molecules turned by {angle} on average"
+
+    assert all((packed(method) < rescaled).all() for method in methods)
+    assert all(rescaled - packed(method).min() < start - rescaled for method in methods)
+    assert all(packed(method, "rotation_error").min() > 0.9 * packed("start", "rotation_error") for method in methods)
+    better = [sum(by_crystal(method) < by_crystal("rescaled")) for method in methods]
+    yield f"beats both rows that learn nothing, on {min(better)} to {max(better)} of the {len(codes)} crystals"
+    lost = [sum(packed(f"quarter-{method}") > rescaled) for method in methods]
+    assert lost[1:] == [0, 0, 0]
+    yield f"(With a quarter of the crystals {WORDS[lost[0]]} of {seeds} seeds of freely moved atoms does not.)"
+    above = sum((packed(f"{size}atoms") > 1.05 * rescaled).sum() for size in ("", "half-", "quarter-"))
+    yield f"{WORDS[above].capitalize()} run of freely moved atoms lies above the picture: it lost a crystal."
+
+    assert abs(over(two, "half-")[0] - times) < 0.01 and min(worse(two), worse(three)) > 0.9 * len(codes)
+    assert all(of[1] < 1 < of[2] for of in (over(two, "quarter-"), over(atoms), over(atoms, "half-")))
+    yield (
+        f"with two bands is {percent(times - 1, 1)} above that of rigid flow matching ({interval}, {seeds} seeds), "
+        f"with three bands {percent(over(three)[0] - 1, 1)}, and it is worse on nearly every crystal"
+    )
+    yield f"[the ledger](12_claims.ipynb) says *{verdict('packing/pm_atom', 'crystals-kflow-two')}*"
+
+    code = "pm_atom_by_crystal/DURNAH"
+    free, hard, apart = (packed("quarter-atoms", key) for key in ("pm_atom", code, "diverged"))
+    bad, others = free.argmax(), WORDS[len(free) - 1]
+    free_others, hard_others, apart_others = (np.delete(values, bad) for values in (free, hard, apart))
+    yield (
+        f"{WORDS[lost[0]]} of {seeds} seeds loses one held-out crystal, DURNAH ({hard[bad]:.0f} Å), and its mean with "
+        f"it ({free[bad]:.2f} Å); the other {others} seeds beat both rows that learn nothing "
+        f"({listed(free_others, 2)} Å against {rescaled:.2f} Å). Clusters that flew apart, "
+        f"{clusters * apart[bad]:.0f} of {clusters} with the first and {listed(clusters * apart_others, 0)} with the "
+        "others, are in no mean."
+    )
+    yield (
+        f"those {others} seeds have {listed(hard_others)} Å on it, rigid flow matching "
+        f"{listed(packed('quarter-rigid', code))} Å, the rescaled start {packed('rescaled', code)[0]:.1f} Å."
+    )
+
+    touch = {method: first(f"crystals-{method}", "overlap/overlap") for method in methods}
+    assert min(touch.values()) > 0.1 and min(touch[two], touch[three]) > touch[rigid]
+    assert first("crystals-rigid", "overlap/overlap_crystals") == 0
+    whole, half = (
+        {key: np.array([packed(size + method, key).mean() for method in methods])
+         for key in ("pm_atom", "pm_center", "rotation_error", "centre_error")} for size in ("", "half-"))  # fmt: skip
+    assert (whole["centre_error"] > half["centre_error"]).all()
+    yield (
+        f"All crystals are a little better than half of them in PM (atom), by "
+        f"{span(100 - 100 * whole['pm_atom'] / half['pm_atom'])} %, and in orientations, by "
+        f"{span(half['rotation_error'] - whole['rotation_error'])} degrees; in PM (center) they are a little worse, by "
+        f"{span(100 * whole['pm_center'] / half['pm_center'] - 100)} %, and in the error of centres too. So it is for "
+        f"every method, in the mean of {seeds} seeds"
+    )
+
+
+def scale():
+    """13_scale."""
+    seconds = alone("latents-scale", "seconds")
+    assert not any("transform" in name for name in alone("latents-scale", "over_one_band"))
+    times = {(bands, side): seconds[f"transform_{bands}_{side}"] / seconds[f"transform_1_{side}"]
+             for bands in (2, 3) for side in (16, 128)}  # fmt: skip
+    one, two, three = (f"{1000 * seconds[f'transform_{bands}_128']:.0f}" for bands in (1, 2, 3))
+    yield (
+        f"By the medians drawn above it takes {times[2, 16]:.1f} times as long with two bands as with one at 16×16 and "
+        f"{times[2, 128]:.1f} times at 128×128, and {times[3, 16]:.1f} and {times[3, 128]:.1f} times with three. At "
+        f"128×128 that is {two} and {three} ms against {one} ms for 16 samples, where a training step of one sample "
+        f"takes {1000 * seconds['step_1_128']:.0f} ms."
+    )
+
+
+def autoencoder():
+    """00_autoencoder."""
+    faces, cifar10 = (alone(f"{name}-reconstruction", "psnr") for name in ("faces", "cifar10"))
+    yield f"Held-out faces come back at {faces:.1f} dB, CIFAR-10's images at {cifar10:.1f} dB"
+    wavelets = ("db6", "Haar", "Meyer")
+    faces, cifar10 = ([alone(f"{name}-latents-energy", "norms")[wavelet] for wavelet in wavelets] for name in (
+        "faces", "cifar10"))  # fmt: skip
+    assert all(norms[-1] == max(norms) for norms in faces)
+    assert all(max(norms[1:3]) < norms[3] < norms[0] for norms in cifar10)
+    assert all(np.linalg.norm(norms[:3]) > norms[3] for norms in (*faces, *cifar10))  # two bands
+    yield f"of {WORDS[len(faces[0])]} wavelet bands the last has the greatest norm in the latents of faces"
+
+
+def features():
+    """00_features."""
+    random, balanced = (alone("digits-calibration", key) for key in ("floor", "floor_balanced"))
+    yield f"is {random:.1f} where they are drawn at random and {balanced:.1f} where every class comes equally often."
+    draws, images = len(alone("digits-calibration", "floor_draws")), samples("digits-calibration")
+    yield f"on the {images:,} training digits alone"
+    yield f"{WORDS[draws].capitalize()} disjoint draws of {images // draws} training images"
+
+
+def k_amplitude():
+    """01_k_amplitude."""
+    norms = alone("digits-energy", "norms")
+    yield f"The mean norm of each band over all {samples('digits-energy'):,} training digits"
+    haar, db6 = (percent(norms[name][2] / norms[name][1] - 1, digits) for name, digits in (("Haar", 0), ("db6", 1)))
+    yield f"Haar's band 2 has {haar} more mean norm than its band 1, db6's {db6}."
+    yield f"So the ledger's row is *{verdict('digits-energy/largest_ratio')}*."
+    assert all((np.diff(norms[name]) < 0).all() for name in ("Fourier", "Meyer"))
+    yield f"Fourier's {WORDS[len(norms['Fourier'])]} bands and Meyer's {WORDS[len(norms['Meyer'])]} do fall"
+
+
+def training():
+    """03_train."""
+    record = seeds_of("digits-db6", "agreement")[0]
+    low, high = record.values["agreement_interval"]
+    yield (
+        f"sees the class that was asked for in {percent(record.values['agreement'], 1)} of {record.samples} samples "
+        f"(95 % interval {100 * low:.1f} to {percent(high, 1)}; this run, seed {record.seeds[0]})."
+    )
+    yield f"judges {record.samples} samples, {record.samples // 10} a class."
+    yield f"Its own accuracy on the {record.values['judge_images']} held-out digits"
+
+
+def properties():
+    """The properties."""
+    norms = alone("digits-energy", "norms")["db6"]
+    assert (np.diff(norms) > 0).any()
+    yield f"with {WORDS[len(norms)]} bands of db6 the mean norm does *not* fall from every band to the next"
+    faces, digits = (mean(f"{data}-db6", "steering/high_kept_by_high_noise") for data in ("faces32", "digits"))
+    assert abs(faces - 0.25) < 0.025 and digits < 0.05
+    yield "about a quarter of the high band's content stays on faces, and almost nothing on digits."
+
+
 def intro():
     """The introduction."""
     plain, guided = "conditional/fd", "guided/fd"
@@ -357,13 +532,20 @@ def readme():
 
 
 PAGES = {
+    "notebooks/00_autoencoder.ipynb": autoencoder,
+    "notebooks/00_features.ipynb": features,
+    "notebooks/01_k_amplitude.ipynb": k_amplitude,
+    "notebooks/03_train.ipynb": training,
     "notebooks/06_steering.ipynb": steering,
     "notebooks/07_trajectories.ipynb": trajectories,
     "notebooks/09_restoration.ipynb": restoration,
+    "notebooks/10_assembly.ipynb": assembly,
+    "notebooks/13_scale.ipynb": scale,
     "notebooks/14_faces.ipynb": faces,
     "notebooks/15_cifar10.ipynb": cifar10,
-    "book/intro.md": intro,
     "README.md": readme,
+    "book/intro.md": intro,
+    "book/properties.md": properties,
 }
 
 
