@@ -138,6 +138,14 @@ def cifar10():
     few = [alone(f"{run}-dropping-cifar10", "cdr_1.5_0.3") for run in (fourier, db6)]
     matched = alone(f"{lfm}-dropping-matched-cifar10", "cdr_1.5_0.648")
     yield f"(CDR from 50 samples a class, one seed: {matched:.2f}; Fourier {few[0]:.2f}, db6 {few[1]:.2f})"
+    three, two = (
+        [first(f"cifar10-db6-{bands}unconditional", f"unconditional-cifar10/{key}") for key in ("fd", "recall")]
+        for bands in ("three-bands-", "")
+    )
+    yield (
+        f"three bands have {three[0] / two[0]:.2f} times the distance of two ({pair((three[0], two[0]))}; "
+        f"recall {pair((three[1], two[1]), 2)})."
+    )
     assert not any(alone(f"{lfm}-copies-cifar10", f"copied_{what}") for what in ("features", "pixels"))
     yield "None of a thousand LFM samples is nearer to a training image than 99 % of held-out images are."
 

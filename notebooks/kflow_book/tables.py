@@ -17,7 +17,15 @@ from kflow.storage import ROOT
 
 TABLES = ROOT / "notebooks" / "tables.yaml"
 #: the tables that say how a run is called; later ones have the last word
-LABELS = ("ablations", "equal_time_faces", "faces", "showcase_faces", "table_2_cifar10", "class_dropping_cifar10")
+LABELS = (
+    "ablations",
+    "equal_time_faces",
+    "faces",
+    "showcase_faces",
+    "table_2_cifar10",
+    "table_9_cifar10",
+    "class_dropping_cifar10",
+)
 
 
 def read_seeds(run: str, measurement: str, folder: str | Path = RECORDS) -> dict[int, Record]:
