@@ -146,6 +146,12 @@ def cifar10():
         f"three bands have {three[0] / two[0]:.2f} times the distance of two ({pair((three[0], two[0]))}; "
         f"recall {pair((three[1], two[1]), 2)})."
     )
+    cards = {path.parent.name: json.loads(path.read_text()) for path in CHECKPOINTS.glob("cifar10-*/card.json")}
+    precisions = {run: card["precision"] for run, card in cards.items() if "precision" in card}
+    assert {run for run, precision in precisions.items() if precision == "32-true"} == {
+        run for run in precisions if run.endswith("-unconditional")
+    }
+    yield "both in float32 (the networks above were trained in bf16)"
     assert not any(alone(f"{lfm}-copies-cifar10", f"copied_{what}") for what in ("features", "pixels"))
     yield "None of a thousand LFM samples is nearer to a training image than 99 % of held-out images are."
 
