@@ -130,7 +130,8 @@ def cifar10():
     )
     yield (
         f"Our variant has {mean(ours, fd):.1f} and {mean(ours, recall):.2f}, "
-        f"{mean(ours, fd) / mean(db6, fd):.2f} times db6's distance and {mean(ours, fd) / first(lfm, fd):.2f} times that of LFM's same seed."
+        f"{mean(ours, fd) / mean(db6, fd):.2f} times db6's distance and {mean(ours, fd) / first(lfm, fd):.2f} times "
+        "that of LFM's same seed."
     )
     rebuilt = alone("cifar10-reconstruction", "agreement_reconstructed")
     yield (
