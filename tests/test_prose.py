@@ -166,6 +166,9 @@ def cifar10():
         ours,
         *(run for run in precisions if run.endswith("-unconditional")),
     }
+    for run in (lfm, fourier, db6, ours):
+        sampled = {record.machine["precision"] for record in seeds_of(run, "guided-cifar10").values()}
+        assert sampled == {precisions[run]}
     yield "Our variant was trained and sampled in float32, the others in bf16."
     yield "both in float32, 30 Euler steps"
     assert not any(alone(f"{lfm}-copies-cifar10", f"copied_{what}") for what in ("features", "pixels"))
