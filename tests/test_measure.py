@@ -318,7 +318,9 @@ def test_a_table_is_means_over_seeds_beside_the_papers_numbers():
     assert math.isnan(table.loc["LDM", "here (digits): recall"]), "nothing measured: NaN"
     shown = show_table(table)
     assert shown.loc["LDM", ("here (digits)", "recall")] == "" and shown.loc["LDM", ("", "seeds")] == ""
-    assert re.fullmatch(r"\d+\.\d\d( ± \d+\.\d\d)?", shown.loc["K-Flow db6", ("here (digits)", "FD (digits features)")])
+    assert re.fullmatch(
+        r"\d+\.\d\d( ±\s\d+\.\d\d)?", shown.loc["K-Flow db6", ("here (digits)", "FD (digits features)")]
+    )
 
 
 @pytest.mark.parametrize("name", yaml.safe_load(TABLES.read_text()))

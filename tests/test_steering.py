@@ -50,7 +50,7 @@ def test_the_numbers_beside_a_grid_are_the_records(tmp_path):
         found = values | {"low_kept_by_high_noise": low, "high_kept_by_high_noise": high}
         Record(f"{run}-steering", found, dict.fromkeys(found, "share"), 5, [seed], "digits", "hash").write(tmp_path)
     table = kept_beside("mine", "mine", "high", tmp_path)
-    assert table.loc["mine"].tolist() == ["0.60 ± 0.14", "0.20 ± 0.00", 2]
+    assert table.loc["mine"].tolist() == ["0.60 ±\N{NO-BREAK SPACE}0.14", "0.20 ±\N{NO-BREAK SPACE}0.00", 2]
     assert table.iloc[1].tolist() == ["0.10", "0.30", 1] and table.iloc[2].tolist() == ["0", "0", ""]
 
 

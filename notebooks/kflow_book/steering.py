@@ -28,7 +28,7 @@ from kflow.sample import grid, sample
 from kflow.steer import Steered, compose_noise, draw_noise
 from kflow.storage import CHECKPOINTS
 from kflow.velocity import KFlow
-from kflow_book.tables import read_seeds
+from kflow_book.tables import give_or_take, read_seeds
 
 BANDS = ("low", "high")
 # Models of the page without a kernel.
@@ -85,8 +85,8 @@ def kept_beside(
         records = read_seeds(row, "steering", folder).values()
         found = pd.DataFrame([{band: r.values[f"{band}_kept_by_{shared}_noise"] for band in BANDS} for r in records])
         spread = found.std() if len(found) > 1 else None
-        shown = [f"{round(found[b].mean(), 2) + 0.0:.2f}" for b in BANDS]  # and no -0.00
-        shown = shown if spread is None else [f"{x} ± {spread[b]:.2f}" for x, b in zip(shown, BANDS)]
+        shown = [round(found[b].mean(), 2) + 0.0 for b in BANDS]  # and no -0.00
+        shown = [f"{x:.2f}" if spread is None else give_or_take(x, spread[b]) for x, b in zip(shown, BANDS)]
         rows[name] = [*shown, len(found)]
     rows["independent pairs"] = ["0", "0", ""]
     return pd.DataFrame.from_dict(rows, orient="index", columns=["low band kept", "high band kept", "seeds"])

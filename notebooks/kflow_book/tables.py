@@ -108,6 +108,11 @@ def read_table(name: str, folder: str | Path = RECORDS) -> pd.DataFrame:
     return frame[order]
 
 
+def give_or_take(value: float, spread: float, digits: int = 2) -> str:
+    """A value ± its spread, to be read: a narrow column may break it, but before the sign alone."""
+    return f"{value:.{digits}f} ±\N{NO-BREAK SPACE}{spread:.{digits}f}"
+
+
 def show_table(frame: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     """A table of :func:`read_table` to be read: mean ± standard deviation in one cell, empty where there is none."""
     shown = pd.DataFrame(index=frame.index)
@@ -115,7 +120,7 @@ def show_table(frame: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
         if name.startswith("here") and not name.endswith(", sd"):
             both = zip(frame[name], frame[f"{name}, sd"])
             shown[name] = [
-                "" if math.isnan(mean) else f"{mean:.{digits}f}" + ("" if math.isnan(sd) else f" ± {sd:.{digits}f}")
+                "" if math.isnan(mean) else f"{mean:.{digits}f}" if math.isnan(sd) else give_or_take(mean, sd, digits)
                 for mean, sd in both
             ]
         elif not name.endswith(", sd"):
