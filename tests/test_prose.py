@@ -59,6 +59,14 @@ def percent(share, digits=0):
     return f"{100 * share:.{digits}f} %"
 
 
+def by_precision():
+    """Our variant's distance on faces: the seed in float32, and those in bf16."""
+    records = [record for _, record in sorted(seeds_of("faces-db6-uniform-w", "unconditional-faces").items())]
+    assert [record.machine["precision"] for record in records] == ["bf16-mixed", "bf16-mixed", "32-true"]
+    *others, last = (get_value(record, "fd") for record in records)
+    return f"{last:.1f}, the two in bf16 {pair(others)}"
+
+
 def faces():
     """14_faces."""
     fd, lfm, db6 = "unconditional-faces/fd", "faces-lfm", "faces-db6"
@@ -75,10 +83,7 @@ def faces():
         f"the distance falls to {times:.2f} times LFM's (95 % interval {low:.2f} to {high:.2f}), {beside[0]:.2f} times "
         f"db6's ({beside[1]:.2f} to {beside[2]:.2f})."
     )
-    records = [record for _, record in sorted(seeds_of(uniform, "unconditional-faces").items())]
-    assert [record.machine["precision"] for record in records] == ["bf16-mixed", "bf16-mixed", "32-true"]
-    *others, last = (get_value(record, "fd") for record in records)
-    yield f"in float32, on a processor without bf16; it has {last:.1f}, the two in bf16 {pair(others)}."
+    yield f"in float32, on a processor without bf16; it has {by_precision()}."
     more = "unconditional-faces-60-steps/fd"
     yield (
         f"With 60 (seed 0) db6 has {first(db6, more):.1f} in place of {first(db6, fd):.1f}, LFM {first(lfm, more):.1f} "
@@ -126,13 +131,30 @@ def cifar10():
     yield (
         f"guided, its Fréchet distance is {mean(lfm, fd):.1f} and Fourier's {mean(fourier, fd):.1f}, {times:.2f} times "
         f"as much (95 % interval {low:.2f} to {high:.2f}), its recall {mean(lfm, recall):.2f} and "
-        f"{mean(fourier, recall):.2f}. db6 is near Fourier ({mean(db6, fd):.1f}, {mean(db6, recall):.2f})."
+        f"{mean(fourier, recall):.2f}. db6's one seed has {first(db6, fd):.1f} and {first(db6, recall):.2f}, Fourier's "
+        f"same seed {first(fourier, fd):.1f} and {first(fourier, recall):.2f}."
     )
     yield (
         f"Our variant has {mean(ours, fd):.1f} and {mean(ours, recall):.2f}, "
         f"{mean(ours, fd) / mean(db6, fd):.2f} times db6's distance and {mean(ours, fd) / first(lfm, fd):.2f} times "
-        "that of LFM's same seed."
+        "that of LFM's same seed; it ran in float32, they in bf16."
     )
+    displaced, back = "cifar10-db6-displacement", "cifar10-db6-reversed"
+    (times, kept), (back_times, back_kept) = (
+        (first(run, fd) / first(db6, fd), first(run, recall)) for run in (displaced, back)
+    )
+    yield (
+        f"With the displacement as its output (ours) db6 has {times:.2f} times its distance and a recall of "
+        f"{kept:.2f}; in the reversed order {back_times:.2f} times and {back_kept:.2f}."
+    )
+    plain = [[first(run, f"conditional-cifar10/{key}") for run in (back, db6)] for key in ("recall", "fd")]
+    faces, digits = (
+        ratio(f"{data}-db6-reversed", f"{data}-db6", value)[0]
+        for data, value in (("faces", "unconditional-faces/fd"), ("digits", "conditional/fd"))
+    )
+    yield f"On faces the reversed order has {faces:.2f} times db6's distance with one seed"
+    yield f"on digits {digits:.1f} times ("
+    yield f"here {plain[0][0]:.2f} beside {plain[0][1]:.2f}, at {plain[1][0] / plain[1][1]:.2f} times"
     rebuilt = alone("cifar10-reconstruction", "agreement_reconstructed")
     yield (
         f"The judge sees it in {percent(mean(lfm, agreement))} of LFM's guided samples, in "
@@ -147,11 +169,22 @@ def cifar10():
         f"CDR {mean(fourier, cdr):.2f} with Fourier, {mean(db6, cdr):.2f} with db6, {mean(ours, cdr):.2f} with our "
         f"variant, {mean(lfm, cdr):.2f} with LFM."
     )
-    after = [100 * mean(run, "guided-cifar10/dropped/agreement") for run in (fourier, db6, lfm)]
-    yield f"the judge sees the class in {after[0]:.0f}, {after[1]:.0f} and {after[2]:.0f} % of the samples"
-    few = [alone(f"{run}-dropping-cifar10", "cdr_1.5_0.3") for run in (fourier, db6)]
+    after = [percent(mean(run, "guided-cifar10/dropped/agreement")) for run in (fourier, db6, ours, lfm)]
+    of_class = [mean(run, "guided-cifar10/class_fd") for run in (fourier, db6)]
+    yield (
+        f"the judge sees the class in {after[0]} with Fourier, {after[1]} with db6, {after[2]} with our variant and "
+        f"{after[3]} with LFM, and the distance of LFM's classes when it is dropped, "
+        f"{mean(lfm, 'guided-cifar10/dropped/class_fd'):.1f}, is below Fourier's and db6's when it is kept, "
+        f"{of_class[0]:.1f} and {of_class[1]:.1f}."
+    )
+    few = [alone(f"{run}-dropping-cifar10", "cdr_1.5_0.3") for run in (lfm, fourier, db6)]
     matched = alone(f"{lfm}-dropping-matched-cifar10", "cdr_1.5_0.648")
-    yield f"(CDR from 50 samples a class, one seed: {matched:.2f}; Fourier {few[0]:.2f}, db6 {few[1]:.2f})"
+    yield f"LFM at $k = 0.3$ {few[0]:.2f}, there {matched:.2f}; Fourier {few[1]:.2f}, db6 {few[2]:.2f})"
+    energy = [mean(run, "guided-cifar10/detail_energy") for run in (lfm, fourier)]
+    yield f"its high band keeps {energy[0]:.2f} of its energy, Fourier's {energy[1]:.2f}."
+    curve = [mean(lfm, f"guided-cifar10/cdr_by_count/{count}") for count in (200, 500)]
+    assert curve[1] > 1.03 * curve[0]
+    yield "At 500 LFM's still rises"
     three, two = (
         [first(f"cifar10-db6-{bands}unconditional", f"unconditional-cifar10/{key}") for key in ("fd", "recall")]
         for bands in ("three-bands-", "")
@@ -163,16 +196,17 @@ def cifar10():
     cards = {path.parent.name: json.loads(path.read_text()) for path in CHECKPOINTS.glob("cifar10-*/card.json")}
     precisions = {run: card["precision"] for run, card in cards.items() if "precision" in card}
     assert {run for run, precision in precisions.items() if precision == "32-true"} == {
-        ours,
+        *(ours, displaced, back),
         *(run for run in precisions if run.endswith("-unconditional")),
     }
-    for run in (lfm, fourier, db6, ours):
+    for run in (lfm, fourier, db6, ours, displaced, back):
         sampled = {record.machine["precision"] for record in seeds_of(run, "guided-cifar10").values()}
         assert sampled == {precisions[run]}
-    yield "Our variant was trained and sampled in float32, the others in bf16."
+    yield "The three variants of db6 were trained and sampled in float32, the others in bf16."
+    yield f"On faces the seed of our variant that ran in float32 has a distance of {by_precision()} ("
     yield "both in float32, 30 Euler steps"
     assert not any(alone(f"{lfm}-copies-cifar10", f"copied_{what}") for what in ("features", "pixels"))
-    yield "None of a thousand LFM samples is nearer to a training image than 99 % of held-out images are."
+    yield "None of a thousand unguided LFM samples is nearer to a training image than 99 % of held-out images are;"
 
 
 def verdict(value, run=None):
