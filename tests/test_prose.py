@@ -202,9 +202,25 @@ def cifar10():
     for run in (lfm, fourier, db6, ours, displaced, back):
         sampled = {record.machine["precision"] for record in seeds_of(run, "guided-cifar10").values()}
         assert sampled == {precisions[run]}
+    minutes = {
+        precision: [cards[run]["seconds"] / 60 for run in precisions if precisions[run] == precision]
+        for precision in ("bf16-mixed", "32-true")
+    }
+    (least, most), (slow, slowest) = ((min(found), max(found)) for found in minutes.values())
+    yield f"{least:.0f} to {most:.0f} minutes of one new core, by what else the machine did; "
+    yield f"{slow:.0f} to {slowest:.0f} of one without bf16)"
     yield "The three variants of db6 were trained and sampled in float32, the others in bf16."
     yield f"On faces the seed of our variant that ran in float32 has a distance of {by_precision()} ("
     yield "both in float32, 30 Euler steps"
+    for run in (lfm, fourier):
+        ten, five = ([record.values[key] for record in seeds_of(run, "guided-cifar10").values()]
+                     for key in ("cdr", "cdr_few_classes"))  # fmt: skip
+        assert abs(np.mean(ten) - np.mean(five)) > 2 * max(np.std(ten, ddof=1), np.std(five, ddof=1))
+    yield "which classes are taken moves it more than the training seed does."
+    for what in ("features", "pixels"):
+        near, usual = (alone(f"{lfm}-copies-cifar10", f"nearest_{what}{whose}") for whose in ("", "_held_out"))
+        assert 0.9 * usual < near < usual
+    yield "In the median samples are a little nearer than held-out images"
     assert not any(alone(f"{lfm}-copies-cifar10", f"copied_{what}") for what in ("features", "pixels"))
     yield "None of a thousand unguided LFM samples is nearer to a training image than 99 % of held-out images are;"
 
