@@ -30,6 +30,7 @@ from kflow_book.measure import (
     run_folder,
     wanted,
 )
+from kflow_book.protocols import generate_both
 from kflow_book.tables import TABLES, get_value, read_cost, read_seeds, read_table, show_table
 
 MEASUREMENTS = load_measurements()
@@ -222,6 +223,16 @@ def test_what_dropping_the_class_changes():
     assert values["distance_3_0.5"] == pytest.approx(float(distance.sqrt()), rel=0.03)
     assert values["agreement_3_0.5"] == pytest.approx(float((judge(kept).argmax(1) == labels).float().mean()), abs=0.03)
     assert values["distance_ratio"] == 1, "there is one point, first and last"
+
+
+def test_samples_with_the_class_kept_and_dropped_share_their_beginning():
+    model, experiment, _ = load_model(CHECKPOINTS / "digits-db6")
+    trained, options = Trained(model, experiment), {"steps": 10, "guidance_scale": 1.5}
+    noise, labels = trained.noise(4), trained.labels(4)
+    kept, dropped = generate_both(trained, labels, 0.3, **options)
+    assert torch.equal(kept, trained.generate(noise, labels, **options))
+    assert torch.equal(dropped, trained.generate(noise, labels, drop_class_at=0.3, **options))
+    assert not torch.allclose(kept, dropped, atol=0.1)
 
 
 def test_no_record_is_missing_or_stale():

@@ -35,6 +35,19 @@ def real_features(data: str, features: str) -> tuple[Tensor, Tensor]:
     return tuple(metrics.extract_features(x, CHECKPOINTS / features, progress=False) for x in sets)
 
 
+def generate_both(
+    trained: Trained, labels: Tensor, drop_class_at: float, steps: int, guidance_scale: float
+) -> tuple[Tensor, Tensor]:
+    """Samples with the class kept and, from the same noise, dropped: (N, *shape) each. Until then they are one."""
+    joins = sorted({*trained.model.path.schedule.joins, drop_class_at})
+    shared = grid(joins, steps, 0.0, 1.0).index(drop_class_at)
+    options = {"guidance_scale": guidance_scale, "start": drop_class_at, "steps": steps - shared}
+    begun = {"guidance_scale": guidance_scale, "end": drop_class_at, "steps": shared}
+    state = trained.generate(trained.noise(len(labels)), labels, "until the class is dropped", **begun)
+    kept = trained.generate(state, labels, "class kept", **options)
+    return kept, trained.generate(state, None, "class dropped", **options)
+
+
 def measure_fidelity(
     trained: Trained,
     features: str,
@@ -67,12 +80,11 @@ def measure_fidelity(
             values["agreement"] = metrics.agreement(classifier, images, labels)
         return values, found
 
-    kept = trained.generate(trained.noise(samples), labels, **options)
-    values, before = look(kept)
     if drop_class_at is None:
-        return values
-    dropped = trained.generate(trained.noise(samples), labels, "class dropped", drop_class_at=drop_class_at, **options)
-    values["dropped"], after = look(dropped)
+        return look(trained.generate(trained.noise(samples), labels, **options))[0]
+    kept, dropped = generate_both(trained, labels, drop_class_at, **options)
+    (values, before), (values_dropped, after) = look(kept), look(dropped)
+    values["dropped"] = values_dropped
     counts = [*(n for n in (25, 50, 100, 200) if n < class_count), class_count]
     real = (real_train, images_of(trained.experiment.data).train_labels, range(trained.classes))
     pairs = {n: [metrics.class_distances(x, labels, *real, n) for x in (before, after)] for n in counts}
