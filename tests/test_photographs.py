@@ -98,9 +98,7 @@ def test_what_an_autoencoder_keeps(monkeypatch):
 @pytest.mark.slow
 def test_few_classes_are_some_of_all(monkeypatch):
     images = to_float(load_data("digits").train[:500])
-    monkeypatch.setattr(
-        Trained, "generate", lambda *_, drop_class_at=None, **__: images.roll(int(drop_class_at is None), 3)
-    )
+    monkeypatch.setattr(protocols, "generate_both", lambda *_, **__: (images.roll(1, 3), images))
     monkeypatch.setattr(Trained, "labels", lambda *_: torch.arange(500) % 10)
     trained = Trained(*load_model(CHECKPOINTS / "digits-db6")[:2])
     settings = {"features": "digits-features", "judge": "digits-judge", "samples": 500, "steps": 1, "class_count": 50}
