@@ -28,6 +28,27 @@ def test_runs_in_profile_smoke(path, tmp_path):
         shutil.rmtree(RUNS / f"test-{tmp_path.name}-smoke", ignore_errors=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("00_features", {}),
+        ("00_autoencoder", {}),
+        ("14_faces", {"names": ["faces-db6"], "samples": 4, "steps": 4}),
+        ("15_cifar10", {"names": ["cifar10-db6"], "per_class": 1, "steps": 4}),
+    ],
+)
+def test_without_the_photographs_a_page_shows_its_records_and_says_so(name, parameters, tmp_path, monkeypatch):
+    monkeypatch.setenv("KFLOW_DATA", "/nowhere")
+    path, out = ROOT / f"notebooks/{name}.ipynb", tmp_path / "out.ipynb"
+    papermill.execute_notebook(path, out, parameters, cwd=tmp_path, progress_bar=False)
+    outputs = [output for cell in nbformat.read(out, as_version=4).cells for output in cell.get("outputs", ())]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    tables = [output for output in outputs if "text/html" in output.get("data", {})]
+    assert "are not here" in printed or name == "00_features"  # which shows no photograph, only numbers
+    assert tables
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_is_committed_without_outputs_and_documents_its_parameters(path):
     cells = nbformat.read(path, as_version=4).cells
