@@ -116,7 +116,7 @@ def faces():
     showcase = alone("showcase-faces-showcase-faces", "fd")
     yield f"Its distance is {showcase:.1f}; LFM's, after a third of the images, is {mean(lfm, fd):.1f}"
     left = [
-        mean(f"faces-{flow}", fd) / alone(f"search-{start}-{flow}-seed9-recipe-faces", "fd")
+        alone(f"faces-{flow}-all-faces", "fd") / alone(f"search-{start}-{flow}-seed9-recipe-faces", "fd")
         for flow in ("lfm", "db6")
         for start in ("start", "tenth")
     ]
