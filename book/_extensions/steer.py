@@ -32,6 +32,7 @@ MODELS = {
     "faces-db6": "faces in latents, db6: low band first",
     "faces-lfm": "faces in latents, ordinary flow matching: all at once",
     "showcase-faces": "faces in latents, showcase: low band first",
+    "showcase-cifar10": "CIFAR-10 in latents, showcase: low band first",
 }
 
 

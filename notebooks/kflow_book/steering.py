@@ -33,7 +33,7 @@ from kflow_book.tables import give_or_take, read_seeds
 BANDS = ("low", "high")
 # Models of the page without a kernel.
 ON_PAGE = ("digits-db6", "digits-db6-reversed", "digits-fourier", "digits-lfm")
-ON_PAGE += ("faces32-db6", "faces32-lfm", "faces-db6", "faces-lfm", "showcase-faces")
+ON_PAGE += ("faces32-db6", "faces32-lfm", "faces-db6", "faces-lfm", "showcase-faces", "showcase-cifar10")
 
 
 def ruler_of(model: KFlow) -> KAmplitude:

@@ -25,6 +25,7 @@ LABELS = (
     "table_2_cifar10",
     "table_9_cifar10",
     "class_dropping_cifar10",
+    "showcase_cifar10",
 )
 
 
