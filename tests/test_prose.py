@@ -255,7 +255,8 @@ def cifar10():
         "None of a thousand unguided LFM samples is nearer to a training image than 99 % of held-out images are; at "
         f"most {percent(max(copied), 1)} of the showcase's are"
     )
-    yield f"trained three times longer (the showcase, one seed) has {showcase[0]:.1f} and {showcase[1]:.2f}, still behind LFM."
+    longer = f"{showcase[0]:.1f} and {showcase[1]:.2f}"
+    yield f"Uniform w trained three times longer (the showcase, one seed) has {longer}, still behind LFM."
     assert showcase[0] > mean(lfm, fd) and showcase[1] < mean(lfm, recall)
 
 
